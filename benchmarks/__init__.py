@@ -1,0 +1,1 @@
+"""What is measured: suites, the runner, resource meters and the command line."""

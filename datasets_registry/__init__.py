@@ -1,0 +1,1 @@
+"""What people said: datasets, splits, probes and frozen features."""

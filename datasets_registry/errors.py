@@ -1,0 +1,36 @@
+"""The one exception family of the project, and the form its messages take."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HetprefError(Exception):
+    """Base of every error that the project raises on purpose; the message says what to do next."""
+
+
+class RequestError(HetprefError):
+    """The request was wrong: an unknown name, an option out of range (exit code 2)."""
+
+
+class DataError(HetprefError):
+    """A dataset, download, record or file is not what it must be."""
+
+
+class MethodError(HetprefError):
+    """A method broke the common interface: wrong shape, NaN, an exception of its own."""
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str], *, then: str = "") -> RequestError:
+    """Return the error for a name that is not in a registry: given, allowed, nearest, what to do.
+
+    >>> print(unknown("dataset", "electrcity", ["electricity@1"], then="List them: hetpref datasets"))
+    unknown dataset 'electrcity'. Did you mean 'electricity@1'? Allowed: electricity@1. List them: hetpref datasets
+    """
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(names) if names else "none is registered"
+    tail = f" {then}" if then else ""
+    return RequestError(f"unknown {kind} {given!r}.{hint} Allowed: {listed}.{tail}")

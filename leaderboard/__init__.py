@@ -1,0 +1,1 @@
+"""What may be claimed: records, scoring, statistics and the pages."""

@@ -1,0 +1,104 @@
+"""A results folder: where records and margins stand, and how they are written so that a killed run loses nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from datasets_registry.errors import DataError
+from leaderboard.records import FileRef, RunRecord
+
+MAX_RECORD_BYTES = 1 << 20
+
+
+def write_atomically(path: Path, raw: bytes) -> None:
+    """Write a file to a temporary name beside its place and rename it: there is the old file, or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class ResultsFolder:
+    """One suite's results: `records/<dataset>/<method>/<key>.json` and `margins/<dataset>/<method>/<key>.parquet`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def record_path(self, dataset: str, method: str, key: str) -> Path:
+        """Return where a record stands."""
+        return self.root / "records" / dataset / method / f"{key}.json"
+
+    def margins_name(self, dataset: str, method: str, key: str) -> str:
+        """Return the path of a margins file, relative to the folder."""
+        return f"margins/{dataset}/{method}/{key}.parquet"
+
+    def write_record(self, record: RunRecord) -> Path:
+        """Write a record in its place."""
+        path = self.record_path(record.dataset.name, record.method.name, record.key)
+        write_atomically(path, record.to_json().encode())
+        return path
+
+    def write_margins(self, relative: str, columns: Mapping[str, NDArray[Any]]) -> FileRef:
+        """Write columns as Parquet and return the reference with the sha256 of the bytes."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = io.BytesIO()
+        pq.write_table(pa.table(dict(columns)), sink, compression="zstd", write_statistics=False)
+        raw = sink.getvalue()
+        write_atomically(self.root / relative, raw)
+        return FileRef(path=relative, sha256=hashlib.sha256(raw).hexdigest())
+
+    def read_margins(self, ref: FileRef) -> dict[str, NDArray[Any]]:
+        """Return the columns of a margins file; raises DataError when it is missing, altered, or leaves the folder."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.root / ref.path
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise DataError(f"margins path {ref.path!r} leaves the results folder")
+        try:
+            raw = path.read_bytes()
+        except OSError as why:
+            raise DataError(f"margins file {ref.path} cannot be read: {why.strerror}") from why
+        if (found := hashlib.sha256(raw).hexdigest()) != ref.sha256:
+            raise DataError(f"margins file {ref.path} was altered: sha256 {found[:12]}…, its record says {ref.sha256[:12]}…")
+        try:
+            table = pq.read_table(pa.BufferReader(raw), use_threads=False)
+        except pa.ArrowException as why:
+            raise DataError(f"margins file {ref.path} is not Parquet: {why}") from why
+        return {name: np.asarray(table.column(name)) for name in table.column_names}
+
+    def record_files(self) -> Iterator[Path]:
+        """Yield the record files in a stable order."""
+        yield from sorted((self.root / "records").glob("*/*/*.json"))
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read and check one record; raises DataError that names the file and every field at fault."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_RECORD_BYTES:
+            raise DataError(f"{path.name}: {size} bytes, at most {MAX_RECORD_BYTES} allowed")
+        return RunRecord.model_validate_json(path.read_bytes(), strict=True)
+    except OSError as why:
+        raise DataError(f"{path.name} cannot be read: {why.strerror}") from why
+    except ValidationError as why:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in why.errors()[:8])
+        raise DataError(f"{path.name} is not a whole record ({faults}). Delete it and run again") from why

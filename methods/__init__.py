@@ -1,0 +1,1 @@
+"""What learns from preferences: one common interface, one file per method."""
