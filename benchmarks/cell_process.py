@@ -1,0 +1,179 @@
+"""What happens inside a cell's process: fit, adapt, margins and the wrong-user control, over arrays without labels.
+
+The process is handed the labels that a method may see and nothing else: no dataset object, no query label. It answers
+with arrays and numbers as safetensors and JSON, never pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.meters import Clock, MemoryMeter
+from datasets_registry.errors import MethodError
+from datasets_registry.records import Comparisons, Float32, Int32, Items, Truth
+from methods.interface import Array, Budget, Histories, Method, UserState, World
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """One measurement to make: whose histories, which queries (labels hidden), and whose state is the wrong one.
+
+    users: int32 [n] rows of the dataset; history, queries: `user` is the dataset's row; wrong: int32 [n] positions.
+    """
+
+    title: str
+    users: Int32
+    history: Comparisons
+    queries: Comparisons
+    wrong: Int32 | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Payload:
+    """Everything that a cell's process gets."""
+
+    method: type[Method]
+    config: dict[str, Any]
+    budget: Budget
+    dataset: str
+    items: Items
+    n_users: int
+    encoder: str
+    features: Path | None
+    user_metadata: dict[str, tuple[str, ...]] | None
+    truth: Truth | None
+    train: Comparisons
+    val: Comparisons
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What a cell's process gives back: margin columns by name, and costs."""
+
+    arrays: dict[str, Array]
+    cost: dict[str, float | int | None]
+
+    def pack(self) -> tuple[bytes, bytes]:
+        """Return the answer as a safetensors blob and a JSON blob."""
+        from safetensors.numpy import save
+
+        return save({k: np.ascontiguousarray(v) for k, v in self.arrays.items()}), json.dumps(self.cost).encode()
+
+    @classmethod
+    def unpack(cls, arrays: bytes, cost: bytes) -> Answer:
+        """Read what `pack` wrote."""
+        from safetensors.numpy import load
+
+        return cls(load(arrays), json.loads(cost))
+
+
+def answer(payload: Payload) -> Answer:
+    """Run one cell: fit once, then answer every question with it."""
+    _seed_everything(payload.budget.seed)
+    memory, clock = MemoryMeter(), Clock()
+    world = _world(payload)
+    method = payload.method(**payload.config)
+    with clock.measure("fit"):
+        method.fit(payload.train, payload.val, world, payload.budget)
+    arrays: dict[str, Array] = {}
+    states: list[UserState] = []
+    asked = adapted = 0
+    for question in payload.questions:
+        histories = Histories.group(question.history, question.users)
+        with clock.measure("adapt"):
+            states = method.adapt([int(u) for u in question.users], histories, payload.budget)
+        _check_states(states, len(question.users), question.title)
+        queries = _positioned(question.queries, question.users)
+        with clock.measure("margins"):
+            arrays[f"{question.title}/margin"] = _margins(method, states, queries, question.title)
+        if question.wrong is not None:
+            others = [states[int(at)] for at in question.wrong]
+            arrays[f"{question.title}/wrong_user"] = _margins(method, others, queries, question.title)
+        asked += len(queries)
+        adapted += len(question.users)
+    cost: dict[str, float | int | None] = {
+        "fit_s": clock.seconds["fit"],
+        "adapt_s_per_user": clock.seconds.get("adapt", 0.0) / max(adapted, 1),
+        "comparisons_per_s": asked / max(clock.seconds.get("margins", 0.0), 1e-9),
+        "trained_params": int(method.n_trained),
+        "params_per_user": _mean([s.n_parameters for s in states]),
+        "state_bytes_per_user": _mean([s.nbytes for s in states]),
+        "peak_device_bytes": _peak_device_bytes(payload.budget.device),
+        "peak_rss_delta_bytes": memory.peak_delta(),
+    }
+    return Answer(arrays, cost)
+
+
+def _world(payload: Payload) -> World:
+    needs = payload.method.spec.needs
+    features = None
+    if "features" in needs and payload.features is not None:
+        features = np.load(payload.features, mmap_mode="r", allow_pickle=False)
+    return World(
+        dataset=payload.dataset,
+        items=payload.items,
+        n_users=payload.n_users,
+        features=features,
+        encoder=payload.encoder if features is not None else None,
+        user_metadata=payload.user_metadata,
+        truth=payload.truth,
+    )
+
+
+def _positioned(queries: Comparisons, users: Int32) -> Comparisons:
+    """Return the queries with `user` as the position of the person in `users`."""
+    place = np.full(int(max(users.max(initial=-1), queries.user.max(initial=-1))) + 1, -1, np.int32)
+    place[users] = np.arange(len(users), dtype=np.int32)
+    return queries.for_users(place[queries.user])
+
+
+def _margins(method: Method, states: list[UserState], queries: Comparisons, title: str) -> Float32:
+    margins = _checked(method.margins(states, queries), len(queries), title)
+    if method.spec.scoring == "pairwise":
+        margins = (margins - _checked(method.margins(states, queries.swapped()), len(queries), title)) / 2
+    return margins.astype(np.float32)
+
+
+def _checked(margins: Any, n: int, title: str) -> Float32:
+    try:
+        array = np.asarray(margins, dtype=np.float32)
+    except (TypeError, ValueError) as why:
+        raise MethodError(f"{title}: margins are not numbers ({type(margins).__name__}: {why})") from why
+    if array.shape != (n,):
+        raise MethodError(f"{title}: margins have shape {array.shape}, expected ({n},): one per query")
+    if not np.isfinite(array).all():
+        raise MethodError(f"{title}: {int((~np.isfinite(array)).sum())} of {n} margins are NaN or infinite")
+    return array
+
+
+def _check_states(states: Any, n: int, title: str) -> None:
+    if not isinstance(states, list) or len(states) != n or not all(isinstance(s, UserState) for s in states):
+        got = f"{len(states)} entries" if isinstance(states, list) else type(states).__name__
+        raise MethodError(f"{title}: adapt returned {got}, expected a list of {n} UserState, one per person asked for")
+
+
+def _seed_everything(seed: int) -> None:
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _peak_device_bytes(device: str) -> int | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+def _mean(values: list[int]) -> float:
+    return float(np.mean(values)) if values else 0.0

@@ -1,0 +1,390 @@
+"""The command line. Every heavy import is inside the command that needs it: `--help` and the listings start at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from datasets_registry.errors import HetprefError, RequestError
+
+app = typer.Typer(
+    name="hetpref",
+    help="Benchmark suite and leaderboard for reward models learned from heterogeneous preferences.",
+    epilog="Start with: hetpref run smoke    Then: hetpref run quick    A method of your own: hetpref new my-method",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+Names = Annotated[str | None, typer.Option(metavar="A,B", help="Only these, comma-separated.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.")]
+
+
+@app.command()
+def datasets(as_json: JsonFlag = False) -> None:
+    """List the datasets, with what each is and what it may be used for.
+
+    Example: hetpref datasets --json
+    """
+    from datasets_registry import cards
+
+    rows = [dataclasses.asdict(row) if dataclasses.is_dataclass(row) else dict(row) for row in cards()]  # type: ignore[arg-type]
+    if as_json:
+        return _print_json(rows)
+    shown = [
+        [r["name"], r["unavailable"] or r["card"]["title"], "" if r["unavailable"] else r["card"]["licence"]] for r in rows
+    ]
+    _print_table(["dataset", "what", "licence"], shown)
+
+
+@app.command()
+def methods(as_json: JsonFlag = False) -> None:
+    """List the methods, built-in and plugged in.
+
+    Example: hetpref methods --json
+    """
+    from methods.registry import listing
+
+    rows = listing()
+    if as_json:
+        return _print_json([_plain(row) for row in rows])
+    shown = [
+        [r.name, f"unavailable: {r.unavailable}", "", r.dist]
+        if r.spec is None
+        else [r.name, r.spec.title, f"{r.spec.level}, {r.spec.adaptation}", r.spec.citation]
+        for r in rows
+    ]
+    _print_table(["method", "what", "how", "source"], shown)
+
+
+@app.command()
+def suites(as_json: JsonFlag = False) -> None:
+    """List the suites that `hetpref run` knows.
+
+    Example: hetpref suites
+    """
+    from benchmarks.suites import load_suite, suite_names
+
+    rows = [load_suite(name).summary for name in suite_names()]
+    if as_json:
+        return _print_json(rows)
+    shown = [[r["name"], r["title"], ", ".join(r["datasets"]), str(len(r["methods"])), str(r["seeds"])] for r in rows]
+    _print_table(["suite", "what", "datasets", "methods", "seeds"], shown)
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="A suite's name, or a path to a .toml file.")] = "quick",
+    methods: Names = None,
+    datasets: Names = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions; seed s runs on fold s mod 5.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells side by side, one thread each.")] = os.cpu_count() or 1,
+    out: Out = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run finished cells again.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="Seconds a cell may take.")] = None,
+    memory_limit: Annotated[int | None, typer.Option(min=64, help="Megabytes a cell may add.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cells.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run a suite, write its records and leaderboard, and print the table.
+
+    A run that was stopped goes on where it was: finished cells are found by their content and not run again.
+
+    Example: hetpref run quick --methods p-share-lora-linear,pooled-bt --datasets electricity --seeds 3
+    """
+    from benchmarks.display import LiveProgress
+    from benchmarks.runner import Options, run_suite
+    from benchmarks.suites import load_suite
+
+    wanted = _narrowed(load_suite(suite), datasets, seeds, time_limit, memory_limit)
+    folder = out or Path("results") / wanted.name
+    options = Options(_split_names(methods), jobs, fresh, retry_failed)
+    progress = LiveProgress()
+    if dry_run:
+        from benchmarks.runner import planned_cells
+
+        cells = planned_cells(wanted, options, progress)
+        if as_json:
+            return _print_json([{"cell": c.title, "fit_key": c.fit_key, "measurements": len(c.tasks)} for c in cells])
+        for cell in cells:
+            print(cell.title)
+        return progress.note(f"{len(cells)} cells")
+    try:
+        summary = run_suite(wanted, folder, options, progress)
+    finally:
+        progress.close()
+    _write_board([folder], folder, as_json=as_json)
+    progress.note(
+        f"{summary.planned} cells: {summary.executed} run, {summary.found} found finished, {len(summary.failed)} failed. "
+        f"Records and leaderboard are in {folder}"
+    )
+    for what, why in summary.unavailable.items():
+        progress.note(f"left out: {what}: {why}")
+    if summary.failed:
+        progress.note("Failed cells are kept as records; run them again with --retry-failed")
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def leaderboard(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Results folders.")],
+    out: Out = None,
+    readme: Annotated[Path | None, typer.Option(help="Also renew the results block of this Markdown file.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Build leaderboard.json, leaderboard.md and the page from results folders.
+
+    Example: hetpref leaderboard results/quick --out board --readme README.md
+    """
+    board = _write_board(folders, out or folders[0], as_json=as_json)
+    if readme is not None:
+        from leaderboard.markdown import renew_readme
+
+        renew_readme(readme, board)
+        print(f"renewed the results block of {readme}", file=sys.stderr)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A")],
+    second: Annotated[str, typer.Argument(metavar="B")],
+    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="A results folder.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the paired difference of two methods, per dataset and in all, with its 95 % interval.
+
+    Example: hetpref compare p-share-lora-linear per-user-bt --results results/quick
+    """
+    from leaderboard.compare import compare as compared
+
+    rows = [_plain(row) for row in compared(first, second, results)]
+    if as_json:
+        return _print_json(rows)
+    shown = [
+        [
+            r["dataset"],
+            r["regime"] or "",
+            _or_dash(r["n_train"]),
+            _or_dash(r["n_support"]),
+            f"{r['difference']:+.4f}",
+            f"[{r['low']:+.4f}, {r['high']:+.4f}]",
+            "" if r["low"] <= 0 <= r["high"] else (first if r["difference"] > 0 else second),
+        ]
+        for r in rows
+    ]
+    _print_table(["dataset", "regime", "n_train", "n_support", f"{first} - {second}", "95 % interval", "ahead"], shown)
+
+
+@app.command()
+def check(
+    names: Annotated[list[str], typer.Argument(metavar="METHOD...")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Run the conformance suite on methods.
+
+    Example: hetpref check my-method
+    """
+    from methods.conformance import check as checked
+    from methods.registry import find
+
+    results = {name: checked(find(name)) for name in names}
+    if as_json:
+        _print_json({name: [_plain(r) for r in rows] for name, rows in results.items()})
+    else:
+        for name, rows in results.items():
+            print(name)
+            _print_table(["check", "status", "why"], [[r.name, r.status, r.why or ""] for r in rows])
+    if any(r.status == "failed" for rows in results.values() for r in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and hyphens.")],
+    folder: Annotated[Path, typer.Option("--in", metavar="DIR", help="The checkout, or where a package goes.")] = Path(),
+    plugin: Annotated[bool, typer.Option("--plugin", help="Write a package of its own with an entry point.")] = False,
+) -> None:
+    """Write a method that runs and passes `hetpref check`, to be made yours, and its test.
+
+    Example: hetpref new my-method && hetpref check my-method && hetpref run smoke --methods my-method,pooled-bt
+    """
+    from methods.scaffold import scaffold
+
+    for path in scaffold(name, folder, plugin=plugin):
+        print(path)
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Records, bundles or results folders.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Print every reason why records or a submission are refused.
+
+    Example: hetpref verify results/quick
+    """
+    from leaderboard.verify import verify as verified
+
+    refused = {str(path): [_plain(r) for r in verified(path)] for path in paths}
+    if as_json:
+        _print_json(refused)
+    for path, reasons in refused.items():
+        if not as_json:
+            print(f"{path}: {'accepted' if not reasons else f'{len(reasons)} reasons to refuse it'}")
+            for reason in reasons:
+                print("  " + ", ".join(f"{k}: {v}" for k, v in reason.items()))
+    if any(refused.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def submit(
+    method: Annotated[str, typer.Argument(metavar="METHOD")],
+    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="The results folder it is in.")],
+    out: Out = None,
+) -> None:
+    """Bundle a method's records, verify the bundle, and show where it would rank.
+
+    Example: hetpref submit my-method --results results/quick
+    """
+    from leaderboard.submission import submit as submitted
+
+    report = submitted(method, results, out or Path("submissions") / method)
+    print(report.text)
+    if report.refusals:
+        raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with leaderboard.json.")],
+    to: Annotated[str, typer.Option("--to", metavar="TARGET", help="A folder, or hf://datasets/OWNER/NAME.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+) -> None:
+    """Publish a leaderboard: JSON, its schema, checksums and the page.
+
+    Example: hetpref publish results/quick --to public
+    """
+    from leaderboard.publish import publish as published
+
+    for line in published(folder, to, dry_run=dry_run):
+        print(line)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; exit codes: 0 done, 1 something failed, 2 the request was wrong."""
+    try:
+        app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
+    except RequestError as why:
+        print(f"hetpref: {why}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except HetprefError as why:
+        print(f"hetpref: {why}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("hetpref: stopped. Finished cells are kept; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    return 0
+
+
+def _write_board(folders: list[Path], out: Path, *, as_json: bool) -> Any:
+    from leaderboard.board import build_board
+    from methods.registry import listing
+
+    specs = [_plain(row) for row in listing() if row.spec is not None]
+    board = build_board(folders, specs)
+    for line in board.write(out):
+        print(line, file=sys.stderr)
+    if as_json:
+        print(board.to_json())
+    else:
+        print(board.to_text())
+    return board
+
+
+def _narrowed(
+    suite: Any, datasets: str | None, seeds: int | None, time_limit: float | None, memory_limit: int | None
+) -> Any:
+    """Return the suite with what the command line changes in it."""
+    from benchmarks.suites import DatasetPlan
+    from datasets_registry import canonical_id
+    from datasets_registry.errors import unknown
+
+    changes: dict[str, Any] = {}
+    if datasets is not None:
+        plans = {d.name: d for d in suite.datasets}
+        by_family = {d.name.split("@")[0]: d for d in suite.datasets}
+        chosen: list[DatasetPlan] = []
+        for given in _split_names(datasets) or []:
+            plan = plans.get(given) or by_family.get(given)
+            if plan is None:
+                try:
+                    name, card = canonical_id(given)
+                except RequestError:
+                    raise unknown("dataset", given, plans, then="List them: hetpref datasets") from None
+                plan = plans.get(name) or DatasetPlan(name, card.encoder)
+            chosen.append(plan)
+        changes["datasets"] = tuple(chosen)
+    if seeds is not None:
+        changes["seeds"] = seeds
+    if time_limit is not None:
+        changes["time_limit_s"] = time_limit
+    if memory_limit is not None:
+        changes["memory_limit_mb"] = memory_limit
+    return dataclasses.replace(suite, **changes)
+
+
+def _split_names(names: str | None) -> list[str] | None:
+    if names is None:
+        return None
+    chosen = [n.strip() for n in names.split(",") if n.strip()]
+    if not chosen:
+        raise RequestError("an empty list of names was given; give at least one, or leave the option out")
+    return list(dict.fromkeys(chosen))
+
+
+def _plain(value: Any) -> Any:
+    """Return a record as plain JSON values: dataclasses and models to dicts, sets to sorted lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), indent=1, sort_keys=True))
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    main()

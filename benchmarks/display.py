@@ -1,0 +1,65 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from benchmarks.cells import Cell
+from benchmarks.executor import Outcome
+
+_QUIET_SECONDS = 10.0
+
+
+class LiveProgress:
+    """Progress of a run: a bar when stderr is a terminal, else a line every ten seconds and one per failure."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Bar | None = None
+        self._task: object = None
+        self._total = self._done = self._failed = 0
+        self._started = self._said = time.monotonic()
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, markup=False)
+
+    def planned(self, total: int, finished: int) -> None:
+        """Start the bar, counting what was found finished."""
+        self._total = total - finished
+        self._started = self._said = time.monotonic()
+        if finished:
+            self.note(f"{finished} of {total} cells are finished already and are not run again")
+        if not self._total:
+            return
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Bar(*columns, TimeRemainingColumn(), console=self._console)
+            self._task = self._bar.add_task("cells", total=self._total)
+            self._bar.start()
+
+    def ended(self, cell: Cell, outcome: Outcome) -> None:
+        """Count a cell; a failure is said at once."""
+        self._done += 1
+        if outcome.status != "ok":
+            self._failed += 1
+            first = (outcome.reason or "").splitlines()[:1]
+            self.note(f"{outcome.status}: {cell.title}: {''.join(first)}")
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=cell.method.cls.spec.name[:22].ljust(22))  # type: ignore[arg-type]
+        elif time.monotonic() - self._said > _QUIET_SECONDS or self._done == self._total:
+            self._said = time.monotonic()
+            spent = self._said - self._started
+            left = spent / self._done * (self._total - self._done)
+            failed = f", {self._failed} failed" if self._failed else ""
+            self.note(f"{self._done}/{self._total} cells{failed}, {spent:.0f} s, about {left:.0f} s left")
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,229 @@
+"""Runs payloads in processes of their own, side by side, each with a time limit and a memory limit.
+
+A fork server with torch and the packages preloaded starts a process in tens of milliseconds. Whatever happens inside (an
+exception, a signal, a hang, no memory) comes back as an `Outcome`; nothing it does reaches the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing as mp
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import psutil
+
+from benchmarks.cell_process import Answer, Payload
+from leaderboard.records import Status
+
+T = TypeVar("T")
+_POLL_S = 0.1
+_STDERR_LINES = 12
+_MESSAGE_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one cell may use: wall seconds, and resident bytes above its start."""
+
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """How a cell ended: an answer, or a status and the reason."""
+
+    status: Status
+    answer: Answer | None = None
+    reason: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Running(Generic[T]):
+    ticket: T
+    process: BaseProcess
+    connection: Connection
+    stderr: Path
+    deadline: float
+    limits: Limits
+    base_rss: int = 0
+
+
+class LocalExecutor:
+    """Up to `jobs` processes side by side on this machine; use as a context manager."""
+
+    def __init__(self, jobs: int, limits: Limits) -> None:
+        self.jobs = jobs
+        self.limits = limits
+        # One thread per cell, so that timings mean something: set before the fork server starts, which hands it on.
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = "1"
+        self._context = mp.get_context("forkserver")
+        self._context.set_forkserver_preload(["benchmarks.preload"])
+        self._running: list[_Running[object]] = []
+        self._scratch = tempfile.TemporaryDirectory(prefix="hetpref-cells-")
+
+    def __enter__(self) -> LocalExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for cell in self._running:
+            _kill(cell.process)
+        self._running.clear()
+        self._scratch.cleanup()
+
+    def run(self, tickets: Iterable[tuple[T, Callable[[], Payload]]]) -> Iterator[tuple[T, Outcome]]:
+        """Yield an outcome per ticket as cells end; payloads are built only when their turn comes."""
+        waiting = iter(tickets)
+        running: list[_Running[T]] = []
+        self._running = running  # type: ignore[assignment]
+        exhausted = False
+        while True:
+            while not exhausted and len(running) < self.jobs:
+                try:
+                    ticket, build = next(waiting)
+                except StopIteration:
+                    exhausted = True
+                    break
+                running.append(self._start(ticket, build()))
+            if not running:
+                return
+            wait([c.connection for c in running] + [c.process.sentinel for c in running], timeout=_POLL_S)
+            for cell in list(running):
+                outcome = self._outcome(cell)
+                if outcome is not None:
+                    running.remove(cell)
+                    _kill(cell.process)
+                    cell.connection.close()
+                    cell.stderr.unlink(missing_ok=True)
+                    yield cell.ticket, outcome
+
+    def _start(self, ticket: T, payload: Payload) -> _Running[T]:
+        receiver, sender = self._context.Pipe(duplex=False)
+        handle, name = tempfile.mkstemp(dir=self._scratch.name, suffix=".err")
+        os.close(handle)
+        process = self._context.Process(
+            target=_main, args=(payload, sender, name, self.limits.memory_bytes), daemon=True, name="hetpref-cell"
+        )
+        process.start()
+        sender.close()
+        deadline = time.monotonic() + self.limits.seconds
+        return _Running(ticket, process, receiver, Path(name), deadline, self.limits)
+
+    def _outcome(self, cell: _Running[T]) -> Outcome | None:
+        if cell.connection.poll():
+            try:
+                kind = cell.connection.recv_bytes().decode()
+                if kind == "ok":
+                    return Outcome("ok", Answer.unpack(cell.connection.recv_bytes(), cell.connection.recv_bytes()))
+                message = cell.connection.recv_bytes().decode(errors="replace")
+                return Outcome("out_of_memory" if kind == "memory" else "failed", reason=_with_stderr(message, cell))
+            except (EOFError, OSError, ValueError, KeyError) as why:
+                if not isinstance(why, EOFError):
+                    return Outcome("failed", reason=_with_stderr(f"the cell's answer cannot be read: {why}", cell))
+        if cell.process.exitcode is not None:
+            return Outcome("failed", reason=_with_stderr(_exit_words(cell.process.exitcode), cell))
+        if time.monotonic() > cell.deadline:
+            return Outcome("timeout", reason=_with_stderr(f"over the limit of {cell.limits.seconds:g} s", cell))
+        used = _resident(cell.process.pid)
+        cell.base_rss = cell.base_rss or used
+        if used - cell.base_rss > cell.limits.memory_bytes:
+            megabytes = cell.limits.memory_bytes >> 20
+            return Outcome("out_of_memory", reason=_with_stderr(f"over the limit of {megabytes} MB", cell))
+        return None
+
+
+def _main(payload: Payload, sender: Connection, stderr: str, memory_bytes: int) -> None:
+    """Run in the cell's process: be a session of its own, die with the parent, write only to the error file."""
+    os.setsid()
+    _die_with_parent()
+    with open(stderr, "ab", buffering=0) as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+    sys.stdout = open(1, "w", closefd=False, buffering=1, errors="replace")  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False, buffering=1, errors="replace")  # noqa: SIM115
+    _limit_memory(memory_bytes)
+    from benchmarks.cell_process import answer
+
+    try:
+        blobs = answer(payload).pack()
+    except MemoryError as why:
+        _send(sender, b"memory", f"out of memory: {why}".encode())
+    except BaseException as why:
+        traceback.print_exc()
+        told = f"{type(why).__name__}: {why}"
+        # torch raises RuntimeError, not MemoryError, when the allocator is refused.
+        kind = b"memory" if "alloc" in told and "memory" in told else b"error"
+        _send(sender, kind, told[:_MESSAGE_CHARACTERS].encode())
+    else:
+        _send(sender, b"ok", *blobs)
+
+
+def _send(sender: Connection, *parts: bytes) -> None:
+    for part in parts:
+        sender.send_bytes(part)
+    sender.close()
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    """Refuse allocations beyond the limit, so that a method meets MemoryError before the machine is short."""
+    if sys.platform != "linux":
+        return
+    data = psutil.Process().memory_info().data
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = data + memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == -1 else min(limit, hard), hard))
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _kill(process: BaseProcess) -> None:
+    """End a cell and whatever it started: it leads a session of its own."""
+    if process.pid is not None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            process.kill()
+    process.join(timeout=5)
+
+
+def _resident(pid: int | None) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _exit_words(exitcode: int) -> str:
+    if exitcode < 0:
+        try:
+            return f"the cell's process was killed by {signal.Signals(-exitcode).name}"
+        except ValueError:
+            return f"the cell's process was killed by signal {-exitcode}"
+    return f"the cell's process ended with exit code {exitcode} and no answer"
+
+
+def _with_stderr(message: str, cell: _Running[T]) -> str:
+    try:
+        with cell.stderr.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            tail = file.read().decode(errors="replace").splitlines()[-_STDERR_LINES:]
+    except OSError:
+        tail = []
+    return "\n".join([message, *tail])[:_MESSAGE_CHARACTERS * 2 - 100]

@@ -1,0 +1,111 @@
+"""What a measurement costs and where it ran: clocks, memory, device class, source commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from leaderboard.records import Environment, Source
+
+_PACKAGES = ("hetpref", "numpy", "scipy", "scikit-learn", "torch", "transformers")
+
+
+@dataclass(slots=True)
+class Clock:
+    """Wall seconds by name."""
+
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time of the block to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class MemoryMeter:
+    """Peak resident memory of this process above where it stood when the meter was made, in bytes."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self.start = int(psutil.Process().memory_info().rss)
+
+    def peak_delta(self) -> int:
+        """Return the peak above the start; 0 when nothing was added."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        scale = 1 if sys.platform == "darwin" else 1024
+        return max(0, peak * scale - self.start)
+
+
+def device_class(device: str) -> str:
+    """Return the class within which costs may be compared: `cpu-<machine>` or `cuda-sm<capability>`."""
+    if not device.startswith("cuda"):
+        return f"cpu-{platform.machine()}"
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"cuda-sm{major}{minor}"
+
+
+def device_name(device: str) -> str:
+    """Return the device as a person knows it."""
+    if not device.startswith("cuda"):
+        return "cpu"
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def environment(device: str = "cpu", threads: int = 1) -> Environment:
+    """Return where a record was made."""
+    packages: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return Environment(
+        python=platform.python_version(),
+        packages=packages,
+        device=device_name(device),
+        device_class=device_class(device),
+        dtype="float32",
+        threads=threads,
+    )
+
+
+@cache
+def source() -> Source:
+    """Return the commit of the code that runs, and whether the tree differs from it."""
+    here = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str | None:
+        env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20, env=env, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # An installed copy may lie inside somebody else's repository: only a checkout of ours names a commit.
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != here:
+        return Source(commit=None, dirty=False)
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return Source(commit=git("rev-parse", "HEAD"), dirty=bool(changed))

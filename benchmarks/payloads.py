@@ -1,0 +1,95 @@
+"""What a cell's process is handed, cut from a dataset: the labels it may see, and queries with their labels hidden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cell_process import Answer, Payload, Question
+from benchmarks.cells import Cell, Task
+from datasets_registry.protocol import PROTOCOL, generator, seed_of
+from datasets_registry.records import Comparisons, Int32, Rows
+from methods.interface import Array, Budget
+
+
+def build_payload(cell: Cell, seconds: float) -> Payload:
+    """Return everything that the cell's process gets; no query label is in it."""
+    data, spec, split = cell.prepared.data, cell.method.cls.spec, cell.split
+    train = data.comparisons.take(split.train(cell.n_train, cell.n_users, cell.imbalance))
+    val = data.comparisons.take(split.validation(cell.n_users))
+    if cell.control == "user_shuffle":
+        train, val = shuffled(train, *_context(cell), "train"), shuffled(val, *_context(cell), "val")
+    questions = [_question(cell, "validation", train, split.validation(cell.n_users))]
+    for task in cell.tasks:
+        history = train if task.regime == "seen" else data.comparisons.take(split.support(task.n_support or 0))
+        questions.append(_question(cell, task.title, history, rows_of(cell, task), wrong=True))
+    return Payload(
+        method=cell.method.cls,
+        config=cell.method.config,
+        budget=Budget(
+            seed=seed_of(PROTOCOL, data.id, cell.repetition.fold, cell.repetition.repetition),
+            seconds=seconds,
+        ),
+        dataset=data.id,
+        items=data.items,
+        n_users=len(data.users),
+        encoder=cell.prepared.plan.encoder,
+        features=cell.prepared.features if "features" in spec.needs else None,
+        user_metadata=dict(data.users.metadata) if "user-metadata" in spec.needs else None,
+        truth=data.truth if "truth" in spec.needs and cell.method.dist == "hetpref" else None,
+        train=train,
+        val=val,
+        questions=tuple(q for q in questions if len(q.queries)),
+    )
+
+
+def rows_of(cell: Cell, task: Task) -> Rows:
+    """Return the query rows of a task: the same for every budget and method."""
+    return cell.split.query(task.regime, cell.n_users)
+
+
+def columns_of(answer: Answer, title: str, rows: Rows) -> dict[str, Array]:
+    """Return the columns of a margins file: the row of each query and what the cell answered to it."""
+    told = {k.removeprefix(f"{title}/"): v for k, v in answer.arrays.items() if k.startswith(f"{title}/")}
+    return {"row": rows.astype(np.int32), **told}
+
+
+def shuffled(comparisons: Comparisons, *context: object) -> Comparisons:
+    """Return the table with its (user, unit) groups dealt to other people, each keeping the size of their history.
+
+    The control of protocol.md: a method that gains over pooled after this has personalised by something else than what
+    people said.
+    """
+    pairs = np.stack([comparisons.user, comparisons.unit], axis=1)
+    groups, member = np.unique(pairs, axis=0, return_inverse=True)
+    dealt = generator(*context, "user-shuffle").permutation(groups[:, 0])
+    return comparisons.for_users(dealt[member.reshape(-1)])
+
+
+def _question(cell: Cell, title: str, history: Comparisons, rows: Rows, *, wrong: bool = False) -> Question:
+    queries = cell.prepared.data.comparisons.take(rows).hidden()
+    users = np.unique(queries.user).astype(np.int32)
+    return Question(
+        title=title,
+        users=users,
+        history=history.take(np.isin(history.user, users)),
+        queries=queries,
+        wrong=another_user(len(users), *_context(cell), title) if wrong and len(users) > 1 else None,
+    )
+
+
+def another_user(n: int, *context: object) -> Int32:
+    """Return for each of n positions another one, int32 [n]: a seeded cycle through everybody, so nobody keeps theirs.
+
+    >>> bool((another_user(5, "doc") == np.arange(5)).any())
+    False
+    """
+    around = generator(*context, "wrong-user").permutation(n)
+    other = np.empty(n, np.int32)
+    other[around] = np.roll(around, 1)
+    return other
+
+
+def _context(cell: Cell) -> tuple[Any, ...]:
+    return (PROTOCOL, cell.prepared.data.id, cell.repetition.fold, cell.repetition.draw)

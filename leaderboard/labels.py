@@ -1,0 +1,140 @@
+"""Where labels come from: the registry's datasets and splits, and nothing a record says."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets_registry.errors import DataError
+from datasets_registry.protocol import Count, Regime
+from datasets_registry.records import PreferenceData
+
+Index = NDArray[np.int64]
+Reals = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """Labelled comparisons in the order (user, unit, row), with where units and people begin.
+
+    `rows`: int64 [n] rows of the dataset, ascending; `order`: the position in `rows` of each of our comparisons;
+    `starts`: int64 [n_units] first comparison of each unit (user x prompt); `person`: int64 [n_units] the dataset-wide
+    user of each unit; `unit`: int64 [n_units] its prompt.
+    """
+
+    rows: Index
+    order: Index
+    user: Index
+    first: Index
+    second: Index
+    label: Reals
+    starts: Index
+    person: Index
+    unit: Index
+
+    @classmethod
+    def of(cls, data: PreferenceData, rows: NDArray[Any]) -> Query:
+        """Take rows of a dataset's comparisons."""
+        ascending = np.sort(np.asarray(rows, dtype=np.int64))
+        table = data.comparisons.take(ascending)
+        order = np.lexsort((ascending, table.unit, table.user)).astype(np.int64)
+        table = table.take(order)
+        user, unit = table.user.astype(np.int64), table.unit.astype(np.int64)
+        new = np.ones(len(user), dtype=bool)
+        new[1:] = (user[1:] != user[:-1]) | (unit[1:] != unit[:-1])
+        starts = np.flatnonzero(new).astype(np.int64)
+        return cls(
+            rows=ascending,
+            order=order,
+            user=user,
+            first=table.first.astype(np.int64),
+            second=table.second.astype(np.int64),
+            label=table.label.astype(np.float64),
+            starts=starts,
+            person=user[starts],
+            unit=unit[starts],
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def align(self, row: NDArray[Any], margin: NDArray[Any]) -> NDArray[np.float32]:
+        """Return margins, float32 [n], in our order; raises DataError unless every row stands there exactly once."""
+        place = np.argsort(row, kind="stable")
+        given = np.asarray(row, dtype=np.int64)[place]
+        if len(given) != len(self.rows) or not np.array_equal(given, self.rows):
+            raise DataError(f"margins are not those of the split's queries: {self.difference(given)}")
+        if not np.isfinite(margin).all():
+            raise DataError(f"{int((~np.isfinite(margin)).sum())} of {len(margin)} margins are not finite")
+        return np.asarray(margin, dtype=np.float32)[place][self.order]
+
+    def difference(self, given: NDArray[Any]) -> str:
+        """Say in words how given rows differ from the split's."""
+        there, counts = np.unique(given, return_counts=True)
+        twice = int((counts > 1).sum())
+        lacking = len(np.setdiff1d(self.rows, there))
+        foreign = len(np.setdiff1d(there, self.rows))
+        return f"{lacking} missing, {foreign} foreign, {twice} more than once, of {len(self.rows)}"
+
+
+class Labels:
+    """The registry as the leaderboard sees it; `load` and `split` can be replaced by a made dataset's.
+
+    Datasets, splits and queries are kept, so that a thousand records of one split read it once.
+    """
+
+    def __init__(
+        self, load: Callable[[str], PreferenceData] | None = None, split: Callable[..., Any] | None = None
+    ) -> None:
+        self._load = load
+        self._split = split
+        self._datasets: dict[str, PreferenceData] = {}
+        self._digests: dict[str, str] = {}
+        self._splits: dict[tuple[str, int, int], Any] = {}
+        self._queries: dict[tuple[str, int, int, str, Count], Query] = {}
+
+    def data(self, dataset: str) -> PreferenceData:
+        """Return a dataset by id; raises HetprefError when the registry cannot give it."""
+        if dataset not in self._datasets:
+            load = self._load or importlib.import_module("datasets_registry").load
+            self._datasets[dataset] = load(dataset)
+        return self._datasets[dataset]
+
+    def digest(self, dataset: str) -> str:
+        """Return the sha256 of a dataset's content."""
+        if dataset not in self._digests:
+            self._digests[dataset] = self.data(dataset).digest
+        return self._digests[dataset]
+
+    def split(self, dataset: str, fold: int, draw: int) -> Any:
+        """Return the registry's split."""
+        key = (dataset, fold, draw)
+        if key not in self._splits:
+            split = self._split or importlib.import_module("datasets_registry.splits").split
+            self._splits[key] = split(self.data(dataset), fold=fold, draw=draw)
+        return self._splits[key]
+
+    def people(self, dataset: str, fold: int, draw: int, n_users: int) -> Count:
+        """Return the number of seen people, "all" when it is everybody: folds differ by one person at most."""
+        return "all" if n_users >= len(self.split(dataset, fold, draw).seen) else n_users
+
+    def query(self, dataset: str, fold: int, draw: int, regime: Regime, n_users: Count) -> Query:
+        """Return the labelled queries of a regime."""
+        key = (dataset, fold, draw, regime, n_users if regime == "seen" else "all")
+        if key not in self._queries:
+            rows = self.split(dataset, fold, draw).query(regime, key[-1])
+            self._queries[key] = Query.of(self.data(dataset), rows)
+        return self._queries[key]
+
+    def validation(self, dataset: str, fold: int, draw: int, n_users: Count) -> Query:
+        """Return the labelled validation comparisons of seen people."""
+        key = (dataset, fold, draw, "validation", n_users)
+        if key not in self._queries:
+            rows = self.split(dataset, fold, draw).validation(n_users)
+            self._queries[key] = Query.of(self.data(dataset), rows)
+        return self._queries[key]

@@ -1,0 +1,114 @@
+"""P-ShareLoRA on frozen features (arXiv 2503.19201): one low-rank factor shared by all people, the other one theirs.
+
+    r_i(x) = <theta_i, phi(x)>,   theta_i = theta_0 + (alpha / r) B a_i
+    theta_0 [d] and B [d, r] shared;  a_i [r] per person;  P(first > second) = sigmoid(r_i(first) - r_i(second))
+
+The aggregated parameter [theta_1 - theta_0 ... theta_N - theta_0] = (alpha/r) B [a_1 ... a_N] has rank r: the paper's
+low-rank adaptation of all people's parameters at once, on the last linear layer. Trained jointly on everybody's
+Bradley-Terry loss as a MAP; a new person's a_i is the same MAP with theta_0 and B frozen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from datasets_registry.errors import RequestError
+from datasets_registry.protocol import generator
+from datasets_registry.records import Comparisons, Float64
+from methods.bradley_terry import Logistic, Pairs
+from methods.interface import Budget, MethodSpec, World
+from methods.linear_factors import LinearFactors, Shrinkage, begin_factors, choose_shrinkage, global_run, train_factors
+from methods.registry import register
+
+INITS = ("independent", "copied", "warmup")
+
+
+@register
+class PShareLoRALinear(LinearFactors):
+    """theta_i = theta_0 + (alpha/r) B a_i, joint MAP; `shrinkage` None is chosen on validation."""
+
+    spec = MethodSpec(
+        name="p-share-lora-linear",
+        title="P-ShareLoRA on frozen features",
+        level="feature",
+        adaptation="closed-form",
+        citation="P-ShareLoRA, arXiv 2503.19201 (AISTATS 2025)",
+        equation="r_i(x) = <theta_0 + (alpha/r) B a_i, phi(x)>; theta_0 [d], B [d, r] shared, a_i [r] per user",
+        shared_parameters="d + d r",
+        per_user_parameters="r",
+        cold_start="a_i = 0, the prior mean: theta_0, the average person",
+        deviations=(
+            "the adapted layer is the linear reward on frozen features, so A_i is a vector; MAP with Gaussian penalties "
+            "chosen on validation and L-BFGS instead of AdamW for 3 epochs; theta_0 is trained (the paper's score head "
+            "is); one initialisation scale for every variant; init='copied' and 'warmup' jitter the copies by 1 %, "
+            "because exactly equal vectors keep B at rank one"
+        ),
+    )
+
+    def __init__(
+        self,
+        *,
+        rank: int = 8,
+        alpha: float = 4.0,
+        init: str = "independent",
+        init_scale: float = 1.0,
+        shrinkage: float | None = None,
+        base_ridge: float = 1.0,
+        iterations: int = 40,
+        share: str = "B",
+    ) -> None:
+        self.rank = rank
+        self.alpha = alpha
+        self.init = init
+        self.init_scale = init_scale
+        self.shrinkage = shrinkage
+        self.base_ridge = base_ridge
+        self.iterations = iterations
+        self.share = share
+
+    def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
+        """Learn theta_0 and B; a rank above d is cut to d, where it already is any linear reward."""
+        self._check()
+        self.world = world
+        pairs, users = Pairs.of_seen(world, train)
+        self.scale_ = pairs.scale
+        self.rank_ = min(self.rank, len(pairs.scale))
+        theta = global_run(pairs)
+        codes = self._drawn(len(users), budget.seed)
+        short = max(1, round(0.15 * self.iterations))
+        if self.init == "warmup":
+            theta = 0.15 * theta
+        gentle = Shrinkage(0.25, self.base_ridge)
+        start = begin_factors(pairs, codes, gentle, theta, short)
+        self.shrinkage_ = self.shrinkage
+        if self.shrinkage is None:
+            self.shrinkage_, _ = choose_shrinkage(pairs, users, val, start, self.iterations, budget.trials, budget.seed)
+        penalties = Shrinkage(self.shrinkage_, self.base_ridge)
+        found = train_factors(pairs, start, penalties, iterations=self.iterations)
+        self.base_ = found.base.astype(np.float32)
+        # alpha / r is a scale between B and a_i, so B is kept with it multiplied in
+        self.basis_ = found.basis.astype(np.float32)
+        self.empty_ = np.zeros(self.rank_, np.float32)
+
+    def infer(self, problem: Logistic, budget: Budget) -> Float64:
+        """Return the MAP a_i given B, float64 [n_users, r]: the same problem that training solves for a seen person."""
+        return problem.modes(self.shrinkage_)
+
+    def _drawn(self, n_users: int, seed: int) -> Float64:
+        """Return the codes before training, float64 [n_users, r], in the paper's three ways."""
+        draw = generator("p-share-lora-linear", seed)
+        own = draw.normal(size=(n_users, self.rank_))
+        if self.init != "independent":
+            own = draw.normal(size=self.rank_) + 0.01 * own
+        return self.init_scale * own
+
+    def _check(self) -> None:
+        if self.share != "B":
+            raise RequestError(
+                f"share={self.share!r}: allowed here is 'B'. On a linear reward a shared A with B_i per user leaves "
+                "theta_i free in d dimensions, which is per-user-bt; the backbone method p-share-lora takes share='A'"
+            )
+        if self.init not in INITS:
+            raise RequestError(f"init={self.init!r}: allowed are {', '.join(INITS)}")
+        if self.rank < 1:
+            raise RequestError(f"rank={self.rank}: allowed are integers from 1; rank 0 is pooled-bt")

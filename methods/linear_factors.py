@@ -1,0 +1,169 @@
+"""The low-rank linear factor family: theta_u = theta_0 + s B g(a_u), B shared [d, r], a_u per user [r].
+
+One class for P-ShareLoRA on frozen features, LoRe, and whatever else is this model with another link g, prior or way of
+fitting. A preset gives `fit` (which sets `scale_`, `base_`, `basis_`, `empty_`), and, where they differ, `codes` (g) and
+`infer` (a_u from a history).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets_registry.protocol import generator
+from datasets_registry.records import Comparisons, Float32, Float64
+from methods.bradley_terry import Logistic, Pairs, macro_nll, nll, pooled, sigmoid
+from methods.interface import Budget, Histories, LinearMethod, UserState, stack, unstack
+
+Array = NDArray[Any]
+SHRINKAGE: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+_TUNING_USERS = 2000
+
+
+class LinearFactors(LinearMethod):
+    """Reward <theta_0 + B g(a_u), phi(x)>; what a preset sets is listed in the module's docstring.
+
+    scale_: float32 [d] feature scale; base_: float32 [d]; basis_: float32 [d, r], both on scaled features;
+    empty_: float32 [r], the coordinates of someone who said nothing.
+    """
+
+    scale_: Float32
+    base_: Float32
+    basis_: Float32
+    empty_: Float32
+
+    def infer(self, problem: Logistic, budget: Budget) -> Array:
+        """Return coordinates [n_users, r] of people with at least one comparison; others' rows are ignored."""
+        raise NotImplementedError
+
+    def codes(self, coordinates: Array) -> Array:
+        """Return g(a_u), [n_users, r]; the identity unless a preset has another link."""
+        return coordinates
+
+    def adapt(self, users: Sequence[int], history: Sequence[Comparisons], budget: Budget) -> list[UserState]:
+        """Return a_u from the history alone, given the frozen shared factors."""
+        pairs = Pairs.of(self.world, Histories.of(history), self.scale_)
+        projected = pairs.project(np.column_stack([self.base_, self.basis_]))  # (n, 1 + r)
+        problem = Logistic.of(pairs, projected[:, 1:], projected[:, 0])
+        said = pairs.histories.lengths > 0
+        a = np.where(said[:, None], self.infer(problem, budget), self.empty_)
+        return unstack(a=a.astype(np.float32))
+
+    def weights(self, states: Sequence[UserState]) -> Float32:
+        """Return theta_u, float32 [n_states, d]."""
+        codes = self.codes(stack(states, "a"))
+        return ((self.base_ + codes @ self.basis_.T) * self.scale_).astype(np.float32)
+
+    def subspace(self) -> Float64:
+        """Return an orthonormal basis of the shared factor on the raw features, float64 [d, r]."""
+        q, _ = np.linalg.qr(self.basis_.astype(np.float64) * self.scale_[:, None].astype(np.float64))
+        return q
+
+
+@dataclass(slots=True, eq=False)
+class Factors:
+    """A point of training: theta_0 float64 [d], B float64 [d, r], a float64 [n_users, r]."""
+
+    base: Float64
+    basis: Float64
+    codes: Float64
+
+
+@dataclass(frozen=True, slots=True)
+class Shrinkage:
+    """What training penalises: `code`/2 |a_u|^2 per user, `code` * n_users/2 |B|_F^2, and `base`/2 |theta_0|^2.
+
+    With B's penalty proportional to the number of users, one value means the same for 10^2 and 10^5 users: the joint
+    penalty is `code` * sqrt(n_users) times the nuclear norm of the users' matrix of deviations.
+    """
+
+    code: float
+    base: float
+
+
+def train_factors(
+    pairs: Pairs, start: Factors, shrinkage: Shrinkage, *, iterations: int, hold_codes: bool = False
+) -> Factors:
+    """Return the joint MAP of (theta_0, B, {a_u}): L-BFGS over (theta_0, B), with the a_u solved inside.
+
+    Given B each a_u is an r-dimensional convex problem, so the objective is minimised over a_u at every evaluation
+    (batched Newton from the last solution) and the envelope theorem gives the gradient: no d x r Hessian is formed and
+    the cost is linear in comparisons. With `hold_codes` the a_u stay as given.
+    """
+    from scipy.optimize import minimize
+
+    d, r = start.basis.shape
+    label, w, user = pairs.label, pairs.weight, pairs.user
+    total = max(float(w.sum()), 1e-12)
+    codes = start.codes
+
+    def objective(x: Float64) -> tuple[float, Float64]:
+        nonlocal codes
+        shared = x.reshape(1 + r, d)  # theta_0, then the columns of B
+        projected = pairs.project(shared.T)
+        if not hold_codes:
+            problem = Logistic.of(pairs, projected[:, 1:], projected[:, 0])
+            codes = problem.modes(shrinkage.code, start=codes, iterations=4, tolerance=1e-3)
+        factors = np.column_stack([np.ones(len(codes)), codes]).astype(np.float32)
+        margin = np.einsum("nk,nk->n", projected, factors[user]).astype(np.float64)
+        residual = (w * (sigmoid(margin) - label)).astype(np.float32)
+        gradient = pairs.back_project(lambda at: residual[at, None] * factors[user[at]], 1 + r).T
+        penalty = np.full((1 + r, 1), shrinkage.code * pairs.n_users)
+        penalty[0] = shrinkage.base
+        value = float(w @ nll(margin, label)) + 0.5 * float((penalty * shared * shared).sum())
+        value += 0.5 * shrinkage.code * float((codes * codes).sum())
+        return value / total, ((gradient + penalty * shared) / total).ravel()
+
+    begin = np.vstack([start.base, start.basis.T]).ravel()
+    found = minimize(objective, begin, jac=True, method="L-BFGS-B", options={"maxiter": iterations, "ftol": 1e-7})
+    objective(found.x)  # the last evaluation of a line search need not be its result
+    shared = found.x.reshape(1 + r, d)
+    return Factors(shared[0].copy(), shared[1:].T.copy(), codes)
+
+
+def begin_factors(pairs: Pairs, codes: Float64, shrinkage: Shrinkage, theta: Float64, iterations: int) -> Factors:
+    """Return the start of training from drawn codes: theta_0 = `theta`, B = 0, then a few steps of (theta_0, B) alone.
+
+    At B = 0 the gradient of every a_u is zero, while that of B is sum_n x_n residual_n a_u^T: a random sketch of the
+    users' gradients. So B moves first, as it does in the paper's training, and the codes follow.
+    """
+    zero = Factors(theta, np.zeros((len(theta), codes.shape[1])), codes)
+    return train_factors(pairs, zero, shrinkage, iterations=iterations, hold_codes=True)
+
+
+def choose_shrinkage(
+    pairs: Pairs, users: Array, val: Comparisons, start: Factors, iterations: int, trials: int, seed: int
+) -> tuple[float, float]:
+    """Return the shrinkage of the codes with the smallest macro validation NLL, and that NLL.
+
+    At most 2000 people take part, because one number is learned. Weak to strong, warm-started: a column of B that a
+    strong penalty has set to zero is a saddle from which a weaker one would not return.
+    """
+    ladder = sorted(SHRINKAGE[: max(trials, 1)] if trials < len(SHRINKAGE) else SHRINKAGE)
+    if not len(val) or trials < 2:
+        return 1.0, float("nan")
+    part = np.arange(pairs.n_users)
+    if pairs.n_users > _TUNING_USERS:
+        part = np.sort(generator("tuning-users", seed).permutation(pairs.n_users)[:_TUNING_USERS])
+        pairs = pairs.of_users(part)
+    place = np.full(int(max(users.max(), val.user.max())) + 1, -1)
+    place[users[part]] = np.arange(len(part))
+    val = val.take(place[val.user] >= 0)
+    val = val.for_users(place[val.user])
+    x = pairs.world.differences(val) * pairs.scale
+    point = Factors(start.base, start.basis, start.codes[part])
+    best = (float("inf"), 1.0)
+    for strength in ladder:
+        point = train_factors(pairs, point, Shrinkage(strength, 1.0), iterations=iterations)
+        margin = x @ point.base + np.einsum("nr,nr->n", x @ point.basis, point.codes[val.user])
+        best = min(best, (macro_nll(margin, val), strength))
+    return best[1], best[0]
+
+
+def global_run(pairs: Pairs) -> Float64:
+    """Return theta_0 of the population, float64 [d]: where training of the factors starts."""
+    return pooled(pairs, 1.0)
