@@ -127,9 +127,8 @@ class Split:
         row_part = cluster_part[self.row_cluster]
         pseudo = np.zeros(len(self.user_keys), bool)
         pseudo[self.pseudo_unseen] = True
+        has = np.bincount(self.row_user[row_part == TRAIN], minlength=len(pseudo)) > 0
         row_part = np.where((row_part == TRAIN) & pseudo[self.row_user], SUPPORT, row_part).astype(np.int8)
-        part_of_all = cluster_part[self.row_cluster] == TRAIN
-        has = np.bincount(self.row_user[part_of_all], minlength=len(pseudo)) > 0
         return replace(
             self,
             purpose="tuning",
@@ -210,7 +209,8 @@ class Split:
         # the allocation is the `total` smallest, is exact, respects what people have, and grows monotonically.
         have = self._units(TRAIN, people)
         total = int(np.minimum(have, n).sum())
-        order = np.argsort(mix(self.user_keys[people], hash_keys(["zipf"], *_context(self, "imbalance"))), kind="stable")
+        salt = hash_keys(["zipf"], PROTOCOL, self.dataset, self.fold, self.draw, "imbalance")
+        order = np.argsort(mix(self.user_keys[people], salt), kind="stable")
         rank = np.empty(len(people), np.int64)
         rank[order] = np.arange(1, len(people) + 1)
         owner = np.repeat(np.arange(len(people)), have)
@@ -225,9 +225,9 @@ class Split:
 def split(data: PreferenceData, fold: int = 0, draw: int = 0) -> Split:
     """Return the split of a dataset for a fold (0 to 4: which fifth of the people is unseen) and a draw.
 
-    Clusters are cut at the card's shares, independently of people. Eligible are people with a unit in the train, support
-    and query parts. Fold f leaves those unseen whose rank in a hash that is the same for every fold is f modulo 5, so
-    the folds partition people; who is eligible depends on a fold's clusters, so the sizes of the folds may differ.
+    Clusters are cut at the card's shares, independently of people. Eligible are people with a unit in the train,
+    support and query parts. Fold f leaves those unseen whose rank in a hash that is the same for every fold is f modulo
+    5, so the folds partition people; who is eligible depends on a fold's clusters, so the sizes of folds may differ.
 
     Raises RequestError for a fold out of range and DataError when there are too few clusters or eligible people.
     """
@@ -254,8 +254,8 @@ def split(data: PreferenceData, fold: int = 0, draw: int = 0) -> Split:
     seen = order[eligible[order] & (fifth[order] != fold)]
     if not len(seen):
         raise DataError(
-            f"{data.id} fold {fold}: nobody can be seen; of {len(user_keys)} people, {int(has[TRAIN].sum())} have a unit "
-            f"in the train, {int(has[SUPPORT].sum())} in the support and {int(has[QUERY].sum())} in the query part. "
+            f"{data.id} fold {fold}: nobody can be seen; of {len(user_keys)} people, {int(has[TRAIN].sum())} have a "
+            f"unit in the train, {int(has[SUPPORT].sum())} in the support, {int(has[QUERY].sum())} in the query part. "
             "Give the dataset more prompts per person, or other `shares` on its card"
         )
     return Split(
@@ -376,10 +376,6 @@ def _count(name: str, given: Count, *, least: int) -> float:
     if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < least:
         raise RequestError(f"{name}={given!r} is not a budget; allowed: a whole number from {least}, or 'all'")
     return int(given)
-
-
-def _context(split: Split, purpose: str) -> tuple[object, ...]:
-    return PROTOCOL, split.dataset, split.fold, split.draw, purpose
 
 
 def _sorted_digest(keys: Keys) -> str:

@@ -16,7 +16,8 @@ SCHEMA_VERSION = 1
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 DatasetId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*@[0-9]+(\+[a-z_]+=[A-Za-z0-9.-]+)*$", max_length=160)]
-RelativePath = Annotated[str, Field(pattern=r"^(?!/)(?!.*\.\.)[A-Za-z0-9@+=._/-]+$", max_length=300)]
+_SEGMENT = r"[A-Za-z0-9@+=_-][A-Za-z0-9@+=._-]*"  # never "..", never hidden, never absolute
+RelativePath = Annotated[str, Field(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$", max_length=300)]
 Status = Literal["ok", "failed", "timeout", "out_of_memory", "skipped"]
 Regime = Literal["seen", "unseen"]
 Text = Annotated[str, Field(max_length=4000)]
@@ -54,8 +55,8 @@ class DatasetPart(Part):
 class SplitPart(Part):
     """Which people and prompts, and how much data per person.
 
-    `n_train` and `n_support` count units; `n_train_mean` and `n_support_mean` are what people really had, since a person
-    with fewer units gives all of them. `n_support` is null in the seen regime. `sha256` is the split's digest.
+    `n_train` and `n_support` count units; `n_train_mean` and `n_support_mean` are what people really had, since a
+    person with fewer units gives all of them. `n_support` is null in the seen regime. `sha256` is the split's digest.
     """
 
     fold: Count
@@ -131,8 +132,8 @@ class Source(Part):
 class RunRecord(Part):
     """One measurement: a fitted method on one regime and budget. It has no score.
 
-    `key` names the record, `fit_key` the fit that it shares with the other regimes and budgets of its cell; `control` is
-    "user_shuffle" for the second fit with permuted people, else null. `seed` is the repetition of the protocol.
+    `key` names the record, `fit_key` the fit that it shares with the other regimes and budgets of its cell; `control`
+    is "user_shuffle" for the second fit with permuted people, else null. `seed` is the repetition of the protocol.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -8,7 +8,7 @@ tables; here both stages become one weight per (draw, unit), and a thousand colu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,55 +55,53 @@ class Units:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """What is resampled: `values[s]`, float64 [n_units or n_present, k] per seed s; `given`, bool [n_seeds, k].
+    """What is resampled: `values[s]`, float64 [n_units or n_present, k], over `units[s]`, for every seed s.
 
-    At level "people" the rows are person means, and units are not drawn again: one stage, for measures that are not
-    averages over the same units as accuracy.
+    `given`, bool [n_seeds, k]: which column has which seed. Seeds that share the very same `Units` object share the draw
+    of units. At level "people" the rows are person means and units are not drawn again: one stage, for measures that are
+    not averages over the same units as accuracy.
     """
 
     level: Literal["units", "people"]
+    units: Sequence[Units]
     values: Sequence[Reals]
     given: NDArray[np.bool_]
 
 
-def bootstrap(
-    units: Sequence[Units], n_people: int, samples: Sequence[Sample], *context: object, draws: int = DRAWS
-) -> list[Reals]:
+def bootstrap(n_people: int, samples: Sequence[Sample], *context: object, draws: int = DRAWS) -> list[Reals]:
     """Return the bootstrap draws of each sample's means over seeds of means over people, float64 [k, draws].
 
-    `units[s]` is the query set of seed s; seeds that share the very same object share the draw of units. A column that
-    lacks a seed is averaged over those it has; where a draw has none of them, its place is taken by the point estimate.
+    A column that lacks a seed is averaged over those it has; where a draw has none of them, its place is taken by the
+    point estimate. The seeds and people drawn are the same for all samples.
     """
-    shared = {id(each): each for each in units}
+    by_units = {id(each): each for sample in samples if sample.level == "units" for each in sample.units}
     out = [np.empty((each.given.shape[1], draws)) for each in samples]
-    points = [point(units, each) for each in samples]
-    largest = max((len(each.person) for each in shared.values()), default=1)
+    points = [point(each) for each in samples]
+    n_seeds = max((len(each.units) for each in samples), default=0)
+    largest = max((len(each.person) for each in by_units.values()), default=1)
     chunk = int(np.clip(_CHUNK_VALUES // max(largest, 1), 16, draws))
     for at in range(0, draws, chunk):
         size = min(chunk, draws - at)
         rng = generator(*context, "bootstrap", at)
-        drawn_seeds = _counts(rng, size, len(units))
-        drawn_people = _counts(rng, size, n_people)
-        weights = {key: _unit_weights(rng, drawn_people[:, each.present], each) for key, each in shared.items()}
+        drawn_seeds, people = _counts(rng, size, n_seeds), _counts(rng, size, n_people)
+        weights = {key: _unit_weights(rng, people[:, each.present], each) for key, each in by_units.items()}
         for target, sample, centre in zip(out, samples, points, strict=True):
-            k = sample.given.shape[1]
-            total, mass = np.zeros((size, k)), np.zeros((size, k))
-            for s, each in enumerate(units):
-                people = drawn_people[:, each.present]
-                weight = weights[id(each)] if sample.level == "units" else people
-                heads = people.sum(axis=1, keepdims=True)
+            total, mass = np.zeros((size, len(centre))), np.zeros((size, len(centre)))
+            for s, each in enumerate(sample.units):
+                present = people[:, each.present]
+                weight = weights[id(each)] if sample.level == "units" else present
+                heads = present.sum(axis=1, keepdims=True)
                 share = drawn_seeds[:, s, None] * (heads > 0) * sample.given[s]
                 total += share * ((weight @ sample.values[s]) / np.maximum(heads, 1))
                 mass += share
-            mean = np.where(mass > 0, total / np.where(mass > 0, mass, 1), centre)
-            target[:, at : at + size] = mean.T
+            target[:, at : at + size] = np.where(mass > 0, total / np.where(mass > 0, mass, 1), centre).T
     return out
 
 
-def point(units: Sequence[Units], sample: Sample) -> Reals:
+def point(sample: Sample) -> Reals:
     """Return the plain estimate: the mean over seeds of the mean over people, float64 [k]; NaN without a seed."""
     total = np.zeros(sample.given.shape[1])
-    for each, values, given in zip(units, sample.values, sample.given, strict=True):
+    for each, values, given in zip(sample.units, sample.values, sample.given, strict=True):
         people = each.means(values) if sample.level == "units" else values
         total += np.where(given, people.mean(axis=0), 0) if len(people) else 0
     n = sample.given.sum(axis=0)
@@ -201,17 +199,12 @@ def tiers(values: Reals, p: Reals, alpha: float = 1 - LEVEL) -> Index:
 
 
 def ranks(values: Reals) -> Index:
-    """Return competition ranks of each row's entries along the first axis, 1 the greatest; equal values share one."""
-    ordered = np.sort(-values, axis=0)
-    flat, flat_ordered = (-values).reshape(len(values), -1), ordered.reshape(len(values), -1)
-    out = np.empty(flat.shape, dtype=np.int64)
-    for column, (mine, sorted_) in enumerate(_pairs(flat, flat_ordered)):
-        out[:, column] = np.searchsorted(sorted_, mine, side="left") + 1
-    return out.reshape(values.shape)
+    """Return competition ranks, 1 the greatest; equal values share one.
 
-
-def _pairs(a: Reals, b: Reals) -> Iterator[tuple[Reals, Reals]]:
-    return zip(a.T, b.T, strict=True)
+    >>> ranks(np.array([0.5, 0.7, 0.5])).tolist()
+    [2, 1, 2]
+    """
+    return np.searchsorted(np.sort(-values), -values, side="left") + 1
 
 
 def rank_interval(draws: Reals, level: float = LEVEL) -> tuple[Index, Index]:

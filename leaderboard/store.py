@@ -78,7 +78,7 @@ class ResultsFolder:
         except OSError as why:
             raise DataError(f"margins file {ref.path} cannot be read: {why.strerror}") from why
         if (found := hashlib.sha256(raw).hexdigest()) != ref.sha256:
-            raise DataError(f"margins file {ref.path} was altered: sha256 {found[:12]}…, its record says {ref.sha256[:12]}…")
+            raise DataError(f"margins file {ref.path} was altered: sha256 {found}, its record says {ref.sha256}")
         try:
             table = pq.read_table(pa.BufferReader(raw), use_threads=False)
         except pa.ArrowException as why:

@@ -1,0 +1,114 @@
+"""Each cell has its own process: whatever a method does there becomes an outcome, and the others are measured."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from benchmarks.cell_process import Payload, Question
+from benchmarks.executor import Limits, LocalExecutor
+from datasets_registry.records import Comparisons, Items
+from methods.interface import Budget
+
+LIMITS = Limits(seconds=20, memory_bytes=300 << 20)
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parent / "plugins"))
+    import hostile_methods
+
+    yield hostile_methods
+    sys.path.remove(str(Path(__file__).parent / "plugins"))
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with LocalExecutor(jobs=2, limits=LIMITS) as running:
+        yield running
+
+
+def payload(method):
+    said = Comparisons.of(user=[0, 0, 1, 1], unit=[0, 1, 0, 1], first=[0, 1, 2, 0], second=[1, 2, 0, 2], label=[1, 0, 1, 0.5])
+    users = np.array([0, 1], np.int32)
+    return Payload(
+        method=method,
+        config={},
+        budget=Budget(seed=3),
+        dataset="made@1",
+        items=Items(("", "", ""), ("a", "bb", "ccc")),
+        n_users=2,
+        encoder="tabular@1",
+        features=None,
+        user_metadata=None,
+        truth=None,
+        train=said,
+        val=said,
+        questions=(Question("seen", users, said, said.hidden(), np.array([1, 0], np.int32)),),
+    )
+
+
+def outcomes(executor, *methods):
+    return dict(executor.run((m.__name__, lambda m=m: payload(m)) for m in methods))
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("Raises", "failed", "ArithmeticError: the matrix was tired"),
+        ("Exits", "failed", "exit code 7"),
+        ("Crashes", "failed", "SIGSEGV"),
+        ("NotANumber", "failed", "4 of 4 margins are NaN"),
+        ("WrongShape", "failed", "shape (4, 2), expected (4,)"),
+        ("NoStates", "failed", "expected a list of 2 UserState"),
+        ("Hoards", "out_of_memory", "memory"),
+        ("Prints", "ok", None),
+        ("Peeks", "ok", None),
+        ("Zero", "ok", None),
+    ],
+)
+def test_every_ending_is_an_outcome_and_the_next_cell_is_measured(executor, hostile, name, status, said):
+    got = outcomes(executor, getattr(hostile, name), hostile.Zero)
+    assert got[name].status == status, got[name].reason
+    if said is not None:
+        assert said in got[name].reason
+    assert got["Zero"].status == "ok"
+    assert got["Zero"].answer.arrays["seen/margin"].tolist() == [0, 0, 0, 0]
+
+
+def test_the_last_words_of_a_crash_are_kept(executor, hostile):
+    assert "last words" in outcomes(executor, hostile.Crashes)["Crashes"].reason
+
+
+def test_a_hang_ends_at_the_limit_and_does_not_hold_the_others(hostile):
+    with LocalExecutor(jobs=2, limits=Limits(seconds=1, memory_bytes=1 << 30)) as running:
+        got = outcomes(running, hostile.Hangs, hostile.Zero, hostile.Zero)
+    assert got["Hangs"].status == "timeout"
+    assert "limit of 1 s" in got["Hangs"].reason
+    assert got["Zero"].status == "ok"
+
+
+def test_what_a_cell_started_ends_with_it(executor, hostile):
+    reason = outcomes(executor, hostile.Forks)["Forks"].reason
+    pid = int(reason.split("child ")[1].split()[0])
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"process {pid} outlived its cell")
+
+
+def test_a_pairwise_judge_is_averaged_over_both_orders(executor, hostile):
+    assert outcomes(executor, hostile.OneSided)["OneSided"].answer.arrays["seen/margin"].tolist() == [0, 0, 0, 0]
+
+
+def test_costs_are_measured(executor, hostile):
+    cost = outcomes(executor, hostile.Zero)["Zero"].answer.cost
+    assert cost["fit_s"] >= 0
+    assert cost["comparisons_per_s"] > 0
+    assert cost["state_bytes_per_user"] == 0
+    assert cost["peak_device_bytes"] is None
