@@ -36,13 +36,16 @@ def datasets(as_json: JsonFlag = False) -> None:
     """
     from datasets_registry import cards
 
-    rows = [dataclasses.asdict(row) if dataclasses.is_dataclass(row) else dict(row) for row in cards()]  # type: ignore[arg-type]
+    rows = cards()
     if as_json:
         return _print_json(rows)
     shown = [
-        [r["name"], r["unavailable"] or r["card"]["title"], "" if r["unavailable"] else r["card"]["licence"]] for r in rows
+        [row.name, f"unavailable: {row.unavailable}", "", row.dist]
+        if row.card is None
+        else [row.name, row.card.population, row.card.encoder, row.card.licence]
+        for row in rows
     ]
-    _print_table(["dataset", "what", "licence"], shown)
+    _print_table(["dataset", "who and what", "encoder", "licence"], shown)
 
 
 @app.command()
@@ -55,7 +58,7 @@ def methods(as_json: JsonFlag = False) -> None:
 
     rows = listing()
     if as_json:
-        return _print_json([_plain(row) for row in rows])
+        return _print_json(rows)
     shown = [
         [r.name, f"unavailable: {r.unavailable}", "", r.dist]
         if r.spec is None
@@ -124,8 +127,8 @@ def run(
         progress.close()
     _write_board([folder], folder, as_json=as_json)
     progress.note(
-        f"{summary.planned} cells: {summary.executed} run, {summary.found} found finished, {len(summary.failed)} failed. "
-        f"Records and leaderboard are in {folder}"
+        f"{summary.planned} cells: {summary.executed} run, {summary.found} found finished, "
+        f"{len(summary.failed)} failed. Records and leaderboard are in {folder}"
     )
     for what, why in summary.unavailable.items():
         progress.note(f"left out: {what}: {why}")
@@ -316,8 +319,7 @@ def _narrowed(
 ) -> Any:
     """Return the suite with what the command line changes in it."""
     from benchmarks.suites import DatasetPlan
-    from datasets_registry import canonical_id
-    from datasets_registry.errors import unknown
+    from datasets_registry import canonical_id, find_dataset
 
     changes: dict[str, Any] = {}
     if datasets is not None:
@@ -327,11 +329,8 @@ def _narrowed(
         for given in _split_names(datasets) or []:
             plan = plans.get(given) or by_family.get(given)
             if plan is None:
-                try:
-                    name, card = canonical_id(given)
-                except RequestError:
-                    raise unknown("dataset", given, plans, then="List them: hetpref datasets") from None
-                plan = plans.get(name) or DatasetPlan(name, card.encoder)
+                name = canonical_id(given)
+                plan = plans.get(name) or DatasetPlan(name, find_dataset(given).card.encoder)
             chosen.append(plan)
         changes["datasets"] = tuple(chosen)
     if seeds is not None:

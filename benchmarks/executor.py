@@ -1,7 +1,7 @@
 """Runs payloads in processes of their own, side by side, each with a time limit and a memory limit.
 
-A fork server with torch and the packages preloaded starts a process in tens of milliseconds. Whatever happens inside (an
-exception, a signal, a hang, no memory) comes back as an `Outcome`; nothing it does reaches the others.
+A fork server with torch and the packages preloaded starts a process in tens of milliseconds. Whatever happens inside
+(an exception, a signal, a hang, no memory) comes back as an `Outcome`; nothing it does reaches the others.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,22 +21,27 @@ class RatingPairs:
 
 
 def disjoint_pairs(
-    name: str, user: NDArray[np.int64], item: NDArray[np.int64], rating: NDArray[np.int64], block: Int32
+    name: str,
+    people: Sequence[str],
+    user: NDArray[np.int64],
+    item: NDArray[np.int64],
+    rating: NDArray[np.int64],
+    block: Int32,
 ) -> RatingPairs:
     """Return disjoint pairs of differently rated items, both of one block, for every person.
 
-    user, item, rating: [n_ratings]; block: [n_items], the prompt cluster of an item. No rating is used twice, so pairs
+    people: ids; user, item, rating: [n_ratings]; block: [n_items], the prompt cluster of an item. No rating is used twice, so pairs
     are independent given the person, and no item of a person is in two clusters. The pairs come from a seeded
     permutation of the person's items; those left over (equal ratings met) are permuted again, in 12 rounds.
     """
-    people = hash_keys((str(u) for u in range(int(user.max()) + 1)), "pairs", name)
+    persons = hash_keys(people, "pairs", name)
     things = hash_keys((str(i) for i in range(len(block))), "pairs", name)
     rest = np.arange(len(user))
     winners: list[NDArray[np.int64]] = []
     losers: list[NDArray[np.int64]] = []
     for turn in range(12):
         salt = np.full(len(rest), turn, np.uint64)
-        key = mix(mix(people[user[rest]], things[item[rest]]), salt)
+        key = mix(mix(persons[user[rest]], things[item[rest]]), salt)
         rest = rest[np.lexsort((key, block[item[rest]], user[rest]))]
         a, b = _neighbours(user[rest].astype(np.int64) * (int(block.max()) + 1) + block[item[rest]])
         differ = rating[rest[a]] != rating[rest[b]]
@@ -45,7 +51,7 @@ def disjoint_pairs(
         losers.append(rest[np.where(better, b, a)])
         rest = np.delete(rest, np.concatenate([a, b]))
     won, lost = np.concatenate(winners), np.concatenate(losers)
-    order = np.lexsort((mix(people[user[won]], things[item[won]] ^ things[item[lost]]), user[won]))
+    order = np.lexsort((mix(persons[user[won]], things[item[won]] ^ things[item[lost]]), user[won]))
     won, lost = won[order], lost[order]
     comparisons = Comparisons.of(
         user=user[won], unit=np.arange(len(won)), first=item[won], second=item[lost], label=np.ones(len(won))

@@ -205,8 +205,8 @@ class Split:
         return _distinct_units(self.row_user[rows], self.row_unit[rows])
 
     def _zipf(self, people: Int32, n: float) -> Rows:
-        # D'Hondt's highest averages with weights 1 / rank: the k-th unit of the person of rank r has priority r * k, so
-        # the allocation is the `total` smallest, is exact, respects what people have, and grows monotonically.
+        # Sainte-Laguë's highest averages with weights 1 / rank: the k-th unit of the person of rank r has priority
+        # r (2k - 1), and the `total` smallest are given: exact, capped by what people have, growing monotonically.
         have = self._units(TRAIN, people)
         total = int(np.minimum(have, n).sum())
         salt = hash_keys(["zipf"], PROTOCOL, self.dataset, self.fold, self.draw, "imbalance")
@@ -215,7 +215,7 @@ class Split:
         rank[order] = np.arange(1, len(people) + 1)
         owner = np.repeat(np.arange(len(people)), have)
         turn = np.arange(len(owner)) - np.repeat(np.cumsum(have) - have, have) + 1
-        priority = np.where(turn == 1, 0, rank[owner] * turn)
+        priority = np.where(turn == 1, 0, rank[owner] * (2 * turn - 1))
         chosen = np.lexsort((rank[owner], priority))[:total]
         allotted = np.zeros(len(self.user_keys), np.int64)
         allotted[people] = np.bincount(owner[chosen], minlength=len(people))

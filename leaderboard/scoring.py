@@ -1,79 +1,29 @@
-"""From records and margins to panels: matrices of comparisons x columns, on which every metric is computed at once.
+"""From a results folder to panels: records are read, checked against the registry, grouped and completed.
 
-A panel holds everything that was asked the same questions: one dataset, one regime, one set of people. A column of it is
-an entrant (a method and its configuration) under one setting (encoder and budget), a block one seed. A cell that failed
-or is missing takes the margins of pooled Bradley-Terry under the same setting and seed, and is marked as imputed.
+A cell that failed or is missing takes the margins of pooled Bradley-Terry under the same setting and seed, and is marked
+as imputed. What cannot be read is listed and skipped; records of another protocol are refused.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from datasets_registry.errors import DataError, HetprefError
-from datasets_registry.protocol import PROTOCOL, Count, Regime
-from leaderboard.labels import Index, Labels, Query, Reals
-from leaderboard.records import RunRecord
-from leaderboard.statistics import Units
+from datasets_registry.protocol import PROTOCOL, Count
+from leaderboard.labels import Labels, Query, Reals
+from leaderboard.panel import POOLED, Block, Column, Entrant, Panel, Setting
+from leaderboard.records import FileRef, RunRecord, canonical_sha256
 from leaderboard.store import ResultsFolder, read_record
 
-POOLED = "pooled-bt"
-ORACLE = "oracle"
-MAX_IMPUTED = 0.10
-
-
-def count_order(count: Count | None) -> tuple[int, int]:
-    """Return the sort key of a budget: none, numbers, "all"."""
-    return (-1, 0) if count is None else (1, 0) if count == "all" else (0, count)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What is compared with what: only records of one setting stand in one table."""
-
-    dataset: str
-    encoder: str
-    regime: Regime
-    n_train: Count
-    n_support: int | None
-    n_users: Count
-    imbalance: str | None
-
-    @property
-    def order(self) -> tuple[Any, ...]:
-        """Return the sort key."""
-        counts = count_order(self.n_users), count_order(self.n_train), count_order(self.n_support)
-        return self.dataset, self.encoder, self.regime, self.imbalance or "", *counts
-
-    @property
-    def curve(self) -> tuple[Any, ...]:
-        """Return what is shared by the settings of one sample-efficiency curve."""
-        fixed = self.dataset, self.encoder, self.regime, self.n_users, self.imbalance
-        return (*fixed, self.n_train) if self.regime == "unseen" else fixed
-
-    @property
-    def n(self) -> Count:
-        """Return the budget that varies along the curve: support for new people, training for seen ones."""
-        return (self.n_support or 0) if self.regime == "unseen" else self.n_train
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Entrant:
-    """A method, its version and configuration; `control` marks the fit with permuted people."""
-
-    method: str
-    version: str
-    config_sha256: str
-    role: str
-    level: str
-    control: str | None
+Row = tuple[Entrant, Setting]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,46 +41,211 @@ class Located:
         return Entrant(m.name, m.version, m.config_sha256, m.role, m.level, self.record.control)
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One entrant under one setting, and its records by seed."""
+@dataclass(slots=True)
+class Gathered:
+    """Every record that counts, and what was left out and why."""
 
-    entrant: Entrant
-    setting: Setting
-    records: dict[int, RunRecord]
+    located: list[Located] = field(default_factory=list["Located"])
+    skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    def skip(self, name: str, reason: str) -> None:
+        """List something that was left out, and say so on stderr."""
+        self.skipped.append((name, reason))
+        print(f"hetpref leaderboard: skipped {name}: {reason}", file=sys.stderr)
 
     @property
-    def n_mean(self) -> float:
-        """Return the budget that people really had along the curve, averaged over seeds."""
-        unseen = self.setting.regime == "unseen"
-        had = [r.split.n_support_mean or 0.0 if unseen else r.split.n_train_mean for r in self.records.values()]
-        return float(np.mean(had)) if had else 0.0
+    def sha256(self) -> str:
+        """Return the digest of what was measured: keys, margins and statuses, not timings."""
+        told = [(r.key, r.margins.sha256 if r.margins else None, r.status) for r in self.records]
+        return canonical_sha256(sorted(told, key=str))
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """Return the records."""
+        return [each.record for each in self.located]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """One seed of a panel: margins float32 [n, k] of one's own state and of another user's (NaN where not given).
+def gather(folders: Sequence[Path], labels: Labels) -> Gathered:
+    """Read all records of results folders; the outcome does not depend on the order of folders or files.
 
-    `given`, `imputed`: bool [k]; `inverse_temperature`: float64 [k], NaN where there are no validation margins.
+    Raises DataError when a record is of another protocol: results of different protocols are never mixed.
     """
+    out = Gathered()
+    best: dict[tuple[Entrant, Setting, int], Located] = {}
+    for folder in sorted({f.resolve() for f in folders}):
+        store = ResultsFolder(folder)
+        for path in store.record_files():
+            name = "/".join(path.parts[-4:])
+            try:
+                record = read_record(path)
+            except DataError as why:
+                out.skip(name, str(why))
+                continue
+            if record.protocol != PROTOCOL:
+                raise DataError(
+                    f"{name} was measured under protocol {record.protocol!r}, this leaderboard is of {PROTOCOL!r}; results "
+                    f"of different protocols are never mixed: run again, or read it with a release of {record.protocol!r}"
+                )
+            try:
+                each = Located(record, store, _setting(record, labels))
+            except HetprefError as why:
+                out.skip(name, str(why))
+                continue
+            place = (each.entrant, each.setting, record.seed)
+            if place in best:
+                each, worse = sorted((best[place], each), key=_preference)
+                if worse.record != each.record:
+                    out.skip(f"record {worse.record.key[:16]}", f"superseded by {each.record.key[:16]} of the same cell")
+            best[place] = each
+    out.located = sorted(best.values(), key=lambda e: (e.setting.order, e.entrant, e.record.seed))
+    out.skipped.sort()
+    return out
 
-    seed: int
-    query: Query
-    margins: NDArray[np.float32]
-    wrong: NDArray[np.float32]
-    given: NDArray[np.bool_]
-    imputed: NDArray[np.bool_]
-    inverse_temperature: Reals
 
-    @cached_property
-    def truth(self) -> None:  # pragma: no cover
-        """Not used."""
+def _preference(each: Located) -> tuple[bool, bool, str, str]:
+    record = each.record
+    return record.status != "ok", record.source.dirty, record.key, record.to_json()
 
 
-class Panel:
-    """All columns of one (dataset, regime, set of people), one block per seed."""
+def _setting(record: RunRecord, labels: Labels) -> Setting:
+    """Return the setting of a record; raises DataError when its dataset or split is not the registry's."""
+    split, dataset = record.split, record.dataset
+    if (digest := labels.digest(dataset.name)) != dataset.sha256:
+        raise DataError(
+            f"dataset {dataset.name} has other content here ({digest[:12]}…) than the record's ({dataset.sha256[:12]}…)"
+        )
+    if (digest := labels.split(dataset.name, split.fold, split.draw).digest) != split.sha256:
+        raise DataError(f"the split is not the registry's: {split.sha256[:12]}… instead of {digest[:12]}…")
+    people = labels.people(dataset.name, split.fold, split.draw, split.n_users)
+    return Setting(
+        dataset.name, dataset.encoder, split.regime, split.n_train, split.n_support, people, split.imbalance
+    )
 
-    def __init__(self, labels: Labels, columns: Sequence[Column], blocks: Sequence[Block]) -> None:
-        self.labels = labels
-        self.columns = tuple(columns)
-        self.blocks = tuple(blocks)
+
+def panels(gathered: Gathered, labels: Labels) -> Iterator[Panel]:
+    """Yield one panel after the other, so that margins of one are in memory at a time."""
+    groups: dict[tuple[str, str, Count], list[Located]] = defaultdict(list)
+    for each in gathered.located:
+        if each.record.status != "skipped":
+            s = each.setting
+            groups[s.dataset, s.regime, s.n_users if s.regime == "seen" else "all"].append(each)
+    for members in groups.values():
+        yield _panel(members, labels, gathered)
+
+
+def _panel(members: Sequence[Located], labels: Labels, gathered: Gathered) -> Panel:
+    rows: dict[Row, dict[int, Located]] = defaultdict(dict)
+    seeds_of: dict[Setting, set[int]] = defaultdict(set)
+    for each in members:
+        rows[each.entrant, each.setting][each.record.seed] = each
+        seeds_of[each.setting].add(each.record.seed)
+    columns = [Column(e, s, {n: x.record for n, x in sorted(by.items())}) for (e, s), by in rows.items()]
+    blocks = [
+        _block(seed, [by.get(seed) for by in rows.values()], columns, seeds_of, labels, gathered)
+        for seed in sorted(set().union(*seeds_of.values()))
+    ]
+    return Panel(labels.data(columns[0].setting.dataset), columns, blocks)
+
+
+def _block(
+    seed: int,
+    located: Sequence[Located | None],
+    columns: Sequence[Column],
+    seeds_of: dict[Setting, set[int]],
+    labels: Labels,
+    gathered: Gathered,
+) -> Block:
+    """Stack the margins of one seed, and impute what is missing."""
+    some = next(each for each in located if each)
+    at = some.record.split
+    query = labels.query(some.setting.dataset, at.fold, at.draw, at.regime, some.setting.n_users)
+    k = len(columns)
+    margins = np.zeros((len(query), k), dtype=np.float32)
+    wrong = np.full((len(query), k), np.nan, dtype=np.float32)
+    given = np.zeros(k, dtype=bool)
+    for column, each in enumerate(located):
+        if each and each.record.status == "ok":
+            try:
+                margins[:, column], wrong[:, column] = _margins(each, query)
+                given[column] = True
+            except DataError as why:
+                gathered.skip(f"margins of {each.record.key[:16]}", str(why))
+    beta = np.array(_temperatures([e if g else None for e, g in zip(located, given, strict=True)], labels, gathered))
+    imputed = np.zeros(k, dtype=bool)
+    pooled = {
+        c.setting: n for n, c in reversed(list(enumerate(columns))) if c.entrant.method == POOLED and given[n]
+        and c.entrant.control is None
+    }
+    for column in np.flatnonzero(~given):
+        setting = columns[column].setting
+        if seed in seeds_of[setting] and setting in pooled:
+            source = pooled[setting]
+            margins[:, column], wrong[:, column] = margins[:, source], margins[:, source]
+            beta[column] = beta[source]
+            imputed[column] = True
+    return Block(seed, query, margins, wrong, given | imputed, imputed, beta)
+
+
+def _margins(each: Located, query: Query) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    ref = each.record.margins
+    if ref is None:
+        raise DataError("the record is ok but names no margins file")
+    table = each.folder.read_margins(ref)
+    for name in ("row", "margin"):
+        if name not in table:
+            raise DataError(f"margins file {ref.path} has no column {name!r}; it has {', '.join(table)}")
+    own = query.align(table["row"], table["margin"])
+    column = ref.control.get("wrong_user")
+    if column is None or column not in table:
+        return own, np.full(len(query), np.nan, dtype=np.float32)
+    return own, query.align(table["row"], table[column])
+
+
+def _temperatures(located: Iterable[Located | None], labels: Labels, gathered: Gathered) -> list[float]:
+    """Return the inverse temperature of each column; fits that share a validation file are fitted once."""
+    found: dict[str, tuple[Query, NDArray[np.float32]] | None] = {}
+    keys: list[str] = []
+    for each in located:
+        ref: FileRef | None = each.record.margins.validation if each and each.record.margins else None
+        keys.append(ref.sha256 if ref else "")
+        if each and ref and ref.sha256 not in found:
+            at = each.record.split
+            part = labels.validation(each.setting.dataset, at.fold, at.draw, each.setting.n_users)
+            try:
+                table = each.folder.read_margins(ref)
+                found[ref.sha256] = (part, part.align(table["row"], table["margin"]))
+            except (DataError, KeyError) as why:
+                gathered.skip(f"validation margins of {each.record.key[:16]}", f"no temperature: {why}")
+                found[ref.sha256] = None
+    fitted: dict[str, float] = {"": float("nan")} | {key: float("nan") for key in found}
+    parts: dict[int, list[str]] = defaultdict(list)
+    for key, told in found.items():
+        if told:
+            parts[id(told[0])].append(key)
+    for same in parts.values():
+        told = [found[key] for key in same]
+        stacked = np.stack([t[1] for t in told if t], axis=1)
+        label = next(t[0].label for t in told if t)
+        fitted |= dict(zip(same, inverse_temperature(stacked, label).tolist(), strict=True))
+    return [fitted[key] for key in keys]
+
+
+def inverse_temperature(margins: NDArray[np.float32], label: Reals, steps: int = 60) -> Reals:
+    """Return the 1/T per column that minimises the log loss of sigma(margin / T), float64 [k], ties as soft labels.
+
+    The loss is convex in 1/T, so that its slope is bisected: 1/T is kept between 0 and 100 over the margins' root mean
+    square, since separable margins have no optimum. Margins that are all zero keep 1.
+    """
+    m = margins.astype(np.float64)
+    scale = np.sqrt((m * m).mean(axis=0)) if len(m) else np.zeros(m.shape[1])
+    moving = scale > 0
+    m = m[:, moving] / scale[moving]
+    low, high = np.zeros(m.shape[1]), np.full(m.shape[1], 100.0)
+    pull = (m * label[:, None]).sum(axis=0)
+    for _ in range(steps):
+        middle = (low + high) / 2
+        rising = (m * expit(m * middle)).sum(axis=0) > pull
+        low, high = np.where(rising, low, middle), np.where(rising, middle, high)
+    out = np.ones(margins.shape[1])
+    out[moving] = (low + high) / 2 / scale[moving]
+    return out

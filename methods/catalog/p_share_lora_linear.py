@@ -17,7 +17,7 @@ from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float64
 from methods.bradley_terry import Logistic, Pairs
 from methods.interface import Budget, MethodSpec, World
-from methods.linear_factors import LinearFactors, Shrinkage, begin_factors, choose_shrinkage, global_run, train_factors
+from methods.linear_factors import LinearFactors, Shrinkage, begin_factors, Training, choose_training, global_run
 from methods.registry import register
 
 INITS = ("independent", "copied", "warmup")
@@ -40,7 +40,8 @@ class PShareLoRALinear(LinearFactors):
         deviations=(
             "the adapted layer is the linear reward on frozen features, so A_i is a vector; MAP with Gaussian penalties "
             "chosen on validation and L-BFGS instead of AdamW for 3 epochs; theta_0 is trained (the paper's score head "
-            "is); one initialisation scale for every variant; init='copied' and 'warmup' jitter the copies by 1 %, "
+            "is); the penalty acts on (alpha/r) B, so alpha rescales the stored B and changes no prediction; where validation "
+            "prefers it, five rounds of empirical-Bayes EM follow the MAP; one initialisation scale for every variant; init='copied' and 'warmup' jitter the copies by 1 %, "
             "because exactly equal vectors keep B at rank one"
         ),
     )
@@ -78,21 +79,19 @@ class PShareLoRALinear(LinearFactors):
         short = max(1, round(0.15 * self.iterations))
         if self.init == "warmup":
             theta = 0.15 * theta
-        gentle = Shrinkage(0.25, self.base_ridge)
-        start = begin_factors(pairs, codes, gentle, theta, short)
-        self.shrinkage_ = self.shrinkage
+        start = begin_factors(pairs, codes, Shrinkage(0.25, self.base_ridge), theta, short)
+        training = Training(self.shrinkage or 1.0, 0, self.iterations)
         if self.shrinkage is None:
-            self.shrinkage_, _ = choose_shrinkage(pairs, users, val, start, self.iterations, budget.trials, budget.seed)
-        penalties = Shrinkage(self.shrinkage_, self.base_ridge)
-        found = train_factors(pairs, start, penalties, iterations=self.iterations)
+            training = choose_training(pairs, users, val, start, self.base_ridge, budget, self.iterations)
+        found, self.code_ridge_ = training.run(pairs, start, self.base_ridge)
         self.base_ = found.base.astype(np.float32)
-        # alpha / r is a scale between B and a_i, so B is kept with it multiplied in
-        self.basis_ = found.basis.astype(np.float32)
+        self.gain_ = self.alpha / self.rank_
+        self.basis_ = (found.basis / self.gain_).astype(np.float32)
         self.empty_ = np.zeros(self.rank_, np.float32)
 
     def infer(self, problem: Logistic, budget: Budget) -> Float64:
         """Return the MAP a_i given B, float64 [n_users, r]: the same problem that training solves for a seen person."""
-        return problem.modes(self.shrinkage_)
+        return problem.modes(self.code_ridge_)
 
     def _drawn(self, n_users: int, seed: int) -> Float64:
         """Return the codes before training, float64 [n_users, r], in the paper's three ways."""

@@ -1,0 +1,237 @@
+"""Panels: matrices of comparisons x columns, on which every metric is computed at once.
+
+A panel holds everything that was asked the same questions: one dataset, one regime, one set of people. A column of it is
+an entrant (a method and its configuration) under one setting (encoder and budget), a block one seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets_registry.protocol import PROTOCOL, Count, Regime, mix
+from datasets_registry.records import PreferenceData
+from leaderboard.labels import Index, Query, Reals
+from leaderboard.records import RunRecord
+from leaderboard.statistics import DRAWS, Sample, Units, bootstrap
+
+POOLED = "pooled-bt"
+ORACLE = "oracle"
+
+
+def count_order(count: Count | None) -> tuple[int, int]:
+    """Return the sort key of a budget: none, numbers, "all"."""
+    return (-1, 0) if count is None else (1, 0) if count == "all" else (0, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is compared with what: only records of one setting stand in one table."""
+
+    dataset: str
+    encoder: str
+    regime: Regime
+    n_train: Count
+    n_support: int | None
+    n_users: Count
+    imbalance: str | None
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Return the sort key."""
+        counts = count_order(self.n_users), count_order(self.n_train), count_order(self.n_support)
+        return self.dataset, self.encoder, self.regime, self.imbalance or "", *counts
+
+    @property
+    def curve(self) -> tuple[Any, ...]:
+        """Return what is shared by the settings of one sample-efficiency curve."""
+        fixed = self.dataset, self.encoder, self.regime, self.n_users, self.imbalance
+        return (*fixed, self.n_train) if self.regime == "unseen" else fixed
+
+    @property
+    def n(self) -> Count:
+        """Return the budget that varies along the curve: support for new people, training for seen ones."""
+        return (self.n_support or 0) if self.regime == "unseen" else self.n_train
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Entrant:
+    """A method, its version and configuration; `control` marks the fit with permuted people."""
+
+    method: str
+    version: str
+    config_sha256: str
+    role: str
+    level: str
+    control: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One entrant under one setting, and its records by seed."""
+
+    entrant: Entrant
+    setting: Setting
+    records: dict[int, RunRecord]
+
+    @property
+    def n_mean(self) -> float:
+        """Return the budget that people really had along the curve, averaged over seeds."""
+        unseen = self.setting.regime == "unseen"
+        had = [r.split.n_support_mean or 0.0 if unseen else r.split.n_train_mean for r in self.records.values()]
+        return float(np.mean(had)) if had else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """One seed of a panel: margins float32 [n, k] of one's own state and of another user's (NaN where not given).
+
+    `given`, `imputed`: bool [k]; `inverse_temperature`: float64 [k], NaN where there are no validation margins.
+    """
+
+    seed: int
+    query: Query
+    margins: NDArray[np.float32]
+    wrong: NDArray[np.float32]
+    given: NDArray[np.bool_]
+    imputed: NDArray[np.bool_]
+    inverse_temperature: Reals
+
+
+def correctness(margins: NDArray[np.float32], label: Reals) -> Reals:
+    """Return 1(right) + .5 1(margin 0) per comparison, float64 [n, k]; `label` has no ties.
+
+    A column whose decision never changes while the labels do is a constant, or always prefers `first`: it says nothing
+    about anybody's preference, so every one of its predictions counts as a tie and it gets exactly .5.
+    """
+    sign = np.sign(margins)
+    first = label > 0.5
+    if first.any() and not first.all():
+        unmoved = (sign == sign[:1]).all(axis=0) & ~np.isnan(sign[0])
+        sign = np.where(unmoved, np.float32(0), sign)
+    return 0.5 + 0.5 * np.where(first[:, None], sign, -sign).astype(np.float64)
+
+
+class Panel:
+    """All columns of one (dataset, regime, set of people), one block per seed; what is costly is computed once."""
+
+    def __init__(self, data: PreferenceData, columns: Sequence[Column], blocks: Sequence[Block]) -> None:
+        self.data = data
+        self.columns = tuple(columns)
+        self.blocks = tuple(blocks)
+        self.people = np.unique(np.concatenate([b.query.person for b in self.blocks]))  # (n_people,)
+        self.given = np.stack([b.given for b in self.blocks])  # (n_seeds, k)
+        self.imputed = np.stack([b.imputed for b in self.blocks])  # (n_seeds, k)
+        self._units: dict[tuple[int, bytes], Units] = {}
+
+    @property
+    def context(self) -> tuple[object, ...]:
+        """Return what the draws are seeded from: nothing that depends on the methods."""
+        setting = self.columns[0].setting
+        return PROTOCOL, setting.dataset, setting.regime, setting.n_users if setting.regime == "seen" else "all"
+
+    def units(self, block: Block, keep: NDArray[np.bool_]) -> Units:
+        """Return the units kept of a block, shared by the blocks that have the same query set."""
+        key = (id(block.query), keep.tobytes())
+        if key not in self._units:
+            self._units[key] = Units(np.searchsorted(self.people, block.query.person[keep]).astype(np.int64))
+        return self._units[key]
+
+    def sample(self, values: Sequence[Reals], *, people: bool = False) -> Sample:
+        """Return unit values [n_units, k] per block as a sample; units that are NaN throughout are left out."""
+        units: list[Units] = []
+        kept: list[Reals] = []
+        given = self.given.copy()
+        for s, (block, value) in enumerate(zip(self.blocks, values, strict=True)):
+            keep = ~np.isnan(value).all(axis=1)
+            here = self.units(block, keep)
+            value = value[keep]
+            given[s] &= ~np.isnan(value).any(axis=0) & bool(keep.any())
+            value = np.where(given[s], value, 0.0)
+            units.append(here)
+            kept.append(here.means(value) if people else value)
+        return Sample("people" if people else "units", units, kept, given)
+
+    def accuracies(self, margins: Sequence[NDArray[np.float32]]) -> list[Reals]:
+        """Return the accuracy per unit, float64 [n_units, k] per block; NaN where all labels of a unit are ties."""
+        out: list[Reals] = []
+        for block, margin in zip(self.blocks, margins, strict=True):
+            query = block.query
+            decided = query.label != 0.5
+            right = np.zeros(margin.shape)
+            right[decided] = correctness(margin[decided], query.label[decided])
+            n = np.add.reduceat(decided.astype(np.float64), query.starts)[:, None]
+            total = np.add.reduceat(right, query.starts, axis=0)
+            out.append(np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0))
+        return out
+
+    @cached_property
+    def own_accuracy(self) -> list[Reals]:
+        """Return the accuracy per unit with one's own state."""
+        return self.accuracies([b.margins for b in self.blocks])
+
+    @cached_property
+    def own(self) -> Sample:
+        """Return the sample of accuracies with one's own state."""
+        return self.sample(self.own_accuracy)
+
+    @cached_property
+    def wrong(self) -> Sample:
+        """Return the sample of accuracies with another user's state."""
+        return self.sample(self.accuracies([b.wrong for b in self.blocks]))
+
+    @cached_property
+    def reference(self) -> Index:
+        """Return, per column, the column of pooled Bradley-Terry under the same setting; -1 where there is none."""
+        return self._named(POOLED)
+
+    @cached_property
+    def oracle(self) -> Index:
+        """Return, per column, the column of the oracle under the same setting; -1 where there is none."""
+        return self._named(ORACLE)
+
+    def _named(self, name: str) -> Index:
+        found: dict[Setting, int] = {}
+        for k, column in enumerate(self.columns):
+            if column.entrant.method == name and column.entrant.control is None:
+                found.setdefault(column.setting, k)
+        return np.array([found.get(c.setting, -1) for c in self.columns], dtype=np.int64)
+
+    def paired(self, other: Index) -> NDArray[np.bool_]:
+        """Return which columns have a partner `other` that was measured in the same seeds, bool [k]."""
+        return (other >= 0) & (self.given == self.given[:, other]).all(axis=0)
+
+    def resample(self, samples: Mapping[str, Sample]) -> dict[str, Reals]:
+        """Return bootstrap draws [k, draws] by name, all on the same seeds, people and units."""
+        drawn = bootstrap(len(self.people), list(samples.values()), *self.context, draws=DRAWS)
+        return dict(zip(samples, drawn, strict=True))
+
+    @cached_property
+    def draws(self) -> dict[str, Reals]:
+        """Return the draws of accuracy ("own", "wrong") and of every measure of the metrics' registry, by name."""
+        from leaderboard.metrics import measures
+
+        samples = {"own": self.own, "wrong": self.wrong}
+        samples |= {name: self.sample(values, people=True) for name, values in measures(self).items()}
+        return self.resample(samples)
+
+    @cached_property
+    def halves(self) -> list[NDArray[np.bool_]]:
+        """Return which half of their person's units each unit is in, bool [n_units] per block, by hash.
+
+        A unit that occurs in several seeds is in the same half in each.
+        """
+        pairs = [np.stack([b.query.person, b.query.unit]) for b in self.blocks]
+        every, inverse = np.unique(np.concatenate(pairs, axis=1), axis=1, return_inverse=True)
+        key = mix(every[0].astype(np.uint64), every[1].astype(np.uint64))
+        order = np.lexsort((key, every[0]))
+        person = every[0][order]
+        start = np.maximum.accumulate(np.where(np.append(True, person[1:] != person[:-1]), np.arange(len(order)), 0))
+        half = np.empty(len(order), dtype=bool)
+        half[order] = (np.arange(len(order)) - start) % 2 == 1
+        return np.split(half[inverse.ravel()], np.cumsum([p.shape[1] for p in pairs])[:-1])
