@@ -77,7 +77,13 @@ def run_suite(suite: Suite, out: Path, options: Options, progress: Progress) -> 
     folder = ResultsFolder(out)
     _claim(out, suite)
     cells = planned_cells(suite, options, progress, summary)
-    todo = [c for c in cells if options.fresh or not _finished(folder, c, retry_failed=options.retry_failed)]
+    todo: list[Cell] = []
+    for cell in cells:
+        standing = None if options.fresh else _standing(folder, cell)
+        if standing is None or (options.retry_failed and standing != "ok"):
+            todo.append(cell)
+        elif standing != "ok":
+            summary.failed.append(f"{cell.title}: {standing} in an earlier run")
     summary.planned, summary.found = len(cells), len(cells) - len(todo)
     progress.planned(len(cells), summary.found)
     _write_manifests(out, {id(c.prepared): c.prepared for c in cells}.values())
@@ -164,13 +170,14 @@ def _write_manifests(out: Path, prepared: Iterable[Prepared]) -> None:
                 write_atomically(path, (json.dumps(split.manifest(), indent=1, sort_keys=True) + "\n").encode())
 
 
-def _finished(folder: ResultsFolder, cell: Cell, *, retry_failed: bool) -> bool:
-    """Return whether every record of a cell stands whole in the folder, with its margins."""
+def _standing(folder: ResultsFolder, cell: Cell) -> str | None:
+    """Return how a cell ended if every record of it stands whole in the folder with its margins, else None."""
     fit_key = cell.fit_key
+    status = "ok"
     for task in cell.tasks:
         path = folder.record_path(cell.prepared.data.id, cell.method.cls.spec.name, record_key(fit_key, task))
         if not path.exists():
-            return False
+            return None
         try:
             record = read_record(path)
             if record.margins is not None:
@@ -178,10 +185,10 @@ def _finished(folder: ResultsFolder, cell: Cell, *, retry_failed: bool) -> bool:
                 if record.margins.validation is not None:
                     folder.read_margins(record.margins.validation)
         except DataError:
-            return False
-        if record.status != "ok" and retry_failed:
-            return False
-    return True
+            return None
+        if record.status != "ok":
+            status = record.status
+    return status
 
 
 def _write(folder: ResultsFolder, cell: Cell, outcome: Outcome) -> None:

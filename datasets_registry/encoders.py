@@ -38,7 +38,7 @@ class Encoder:
     """A frozen encoder: what it reads, which exact version it is, and how it turns items into features.
 
     `revision` pins the weights or the formula; together with `pooling` and `template` it is part of the cache key of
-    features. `width` is d, None where it depends on the dataset. `texts` encodes texts, for encoders that read text.
+    features. `width` is d, None where it depends on the dataset.
     """
 
     id: str
@@ -50,7 +50,6 @@ class Encoder:
     width: int | None
     licence: str
     encode: Callable[[Items], Encoded]
-    texts: Callable[[Sequence[str]], Encoded] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +229,6 @@ ENCODERS: dict[str, Encoder] = {
             width=384,
             licence="Apache-2.0",
             encode=distinct_first(minilm_texts),
-            texts=minilm_texts,
         ),
     )
 }

@@ -51,7 +51,7 @@ def _build(data: PreferenceData, encoder: Encoder, path: Path) -> None:
     found = encoder.encode(data.items)
     table = np.ascontiguousarray(found.features, np.float32)
     if table.ndim != 2 or len(table) != len(data.items):
-        raise DataError(f"{encoder.id} gave features of shape {table.shape} for the {len(data.items)} items of {data.id}")
+        raise DataError(f"{encoder.id} gave shape {table.shape} for {len(data.items)} items of {data.id}")
     bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
     if len(bad):
         raise DataError(

@@ -70,7 +70,7 @@ class Listing:
 
 
 def dataset(card: Card) -> Callable[[Callable[..., Pieces]], Dataset]:
-    """Decorator: tie a card to its loader, whose keyword-only arguments with defaults are the dataset's options.
+    """Tie a card to its loader (a decorator), whose keyword-only arguments with defaults are the dataset's options.
 
     Raises DataError for a card without licence, source, revision, citation, consent or population, for shares that do
     not sum to 1, and for an option without a default of type int, float or str.

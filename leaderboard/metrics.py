@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from datasets_registry.errors import HetprefError
@@ -74,7 +73,7 @@ def measures(panel: Panel) -> dict[str, list[Reals]]:
 def _averaged(panel: Panel, name: str) -> Estimate:
     if name not in panel.draws:
         return Estimate(np.full(len(panel.columns), np.nan))
-    return Estimate(panel.points[name], panel.draws[name])
+    return Estimate(point(panel.samples[name]), panel.draws[name])
 
 
 def acc_macro(panel: Panel) -> Estimate:
@@ -114,8 +113,8 @@ def person_accuracy(panel: Panel) -> Reals:
     k = len(panel.columns)
     total, n = np.zeros((len(panel.people), k)), np.zeros((len(panel.people), k))
     for units, values, given in zip(panel.own.units, panel.own.values, panel.own.given, strict=True):
-        np.add.at(total, units.person, values)
-        np.add.at(n, units.person, np.broadcast_to(given, values.shape).astype(np.float64))
+        total[units.present] += units.sums(values)
+        n[units.present] += units.sizes[:, None] * given
     return np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
 
 
@@ -131,9 +130,9 @@ def harm(panel: Panel) -> Estimate:
     total, square, n = np.zeros((p, k)), np.zeros((p, k)), np.zeros((p, k))
     for units, values, given in zip(panel.own.units, panel.own.values, panel.own.given, strict=True):
         difference = np.where(given, values - values[:, panel.reference], 0)
-        np.add.at(total, units.person, difference)
-        np.add.at(square, units.person, difference**2)
-        np.add.at(n, units.person, np.broadcast_to(given, difference.shape).astype(np.float64))
+        total[units.present] += units.sums(difference)
+        square[units.present] += units.sums(difference**2)
+        n[units.present] += units.sizes[:, None] * given
     mean = np.divide(total, n, out=np.zeros((p, k)), where=n > 0)
     freedom = np.maximum(n - 1, 0).sum(axis=0)
     within = (square - n * mean**2).sum(axis=0) / np.maximum(freedom, 1)
@@ -154,9 +153,10 @@ def worst10(panel: Panel) -> Estimate:
     total, n = np.zeros((2, p, k)), np.zeros((2, p, k))
     for s, (units, values) in enumerate(zip(panel.own.units, panel.own.values, strict=True)):
         keep = ~np.isnan(panel.own_accuracy[s]).all(axis=1)
-        half = panel.halves[s][keep].astype(np.int64)
-        np.add.at(total, (half, units.person), values)
-        np.add.at(n, (half, units.person), np.broadcast_to(panel.own.given[s], values.shape).astype(np.float64))
+        for h in (0, 1):
+            inside = (panel.halves[s][keep] == h)[:, None]
+            total[h, units.present] += units.sums(values * inside)
+            n[h, units.present] += units.sums(inside * panel.own.given[s].astype(np.float64))
     mean = np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
     both = ~np.isnan(mean).any(axis=0)
     scores = np.full((2, k), np.nan)

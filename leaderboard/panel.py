@@ -6,7 +6,7 @@ an entrant (a method and its configuration) under one setting (encoder and budge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -206,19 +206,19 @@ class Panel:
         """Return which columns have a partner `other` that was measured in the same seeds, bool [k]."""
         return (other >= 0) & (self.given == self.given[:, other]).all(axis=0)
 
-    def resample(self, samples: Mapping[str, Sample]) -> dict[str, Reals]:
-        """Return bootstrap draws [k, draws] by name, all on the same seeds, people and units."""
-        drawn = bootstrap(len(self.people), list(samples.values()), *self.context, draws=DRAWS)
-        return dict(zip(samples, drawn, strict=True))
+    @cached_property
+    def samples(self) -> dict[str, Sample]:
+        """Return the samples of accuracy ("own", "wrong") and of every measure of the metrics' registry, by name."""
+        from leaderboard.metrics import measures
+
+        averaged = {name: self.sample(values, people=True) for name, values in measures(self).items()}
+        return {"own": self.own, "wrong": self.wrong, **averaged}
 
     @cached_property
     def draws(self) -> dict[str, Reals]:
-        """Return the draws of accuracy ("own", "wrong") and of every measure of the metrics' registry, by name."""
-        from leaderboard.metrics import measures
-
-        samples = {"own": self.own, "wrong": self.wrong}
-        samples |= {name: self.sample(values, people=True) for name, values in measures(self).items()}
-        return self.resample(samples)
+        """Return bootstrap draws [k, draws] of every sample, all on the same seeds, people and units."""
+        drawn = bootstrap(len(self.people), list(self.samples.values()), *self.context, draws=DRAWS)
+        return dict(zip(self.samples, drawn, strict=True))
 
     @cached_property
     def halves(self) -> list[NDArray[np.bool_]]:

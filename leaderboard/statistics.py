@@ -48,9 +48,13 @@ class Units:
         """Return the number of units of each person present."""
         return np.diff(np.append(self.starts, len(self.person)))
 
+    def sums(self, values: Reals) -> Reals:
+        """Add unit values [n_units, k] within people: [n_present, k]."""
+        return np.add.reduceat(values, self.starts, axis=0) if len(values) else values
+
     def means(self, values: Reals) -> Reals:
         """Average unit values [n_units, k] within people: [n_present, k]."""
-        return np.add.reduceat(values, self.starts, axis=0) / self.sizes[:, None]
+        return self.sums(values) / self.sizes[:, None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

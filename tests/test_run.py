@@ -183,7 +183,7 @@ def test_methods_that_misbehave_become_records_and_the_others_are_measured(misbe
         "pooled-bt": {"ok"},
     }
     assert "--retry-failed" in done.stderr
-    again = hetpref("run", suite, *words, "--time-limit", 2, "--memory-limit", 400, path=misbehaving, check=0)
+    again = hetpref("run", suite, *words, "--time-limit", 2, "--memory-limit", 400, path=misbehaving, check=1)
     assert "0 run" in again.stderr
 
 

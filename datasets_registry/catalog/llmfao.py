@@ -32,8 +32,8 @@ CARD = Card(
     citation="Ustalov (2023), Large Language Model Feedback Analysis and Optimization (LLMFAO)",
     shares=(7 / 13, 2 / 13, 2 / 13, 2 / 13),
     encoder="minilm-l6@1",
-    notes="A vote is left, right or tie (39 %); ties are kept as .5. 1,208 of the 8,931 votes are dropped because one of "
-    "the two answers is empty; none is on two equal answers. A unit is a prompt, and so is a cluster: 7 prompts for "
+    notes="A vote is left, right or tie (39 %); ties are kept as .5. 1,208 of the 8,931 votes are dropped because one "
+    "of the two answers is empty; none is on two equal answers. A unit is a prompt, and so is a cluster: 7 prompts for "
     "training, 2 each for validation, support and query. Half of the workers cast 7 to 21 votes.",
 )
 

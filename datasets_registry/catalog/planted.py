@@ -1,6 +1,6 @@
-"""People with a planted low-rank parameter, theta_u = theta_0 + B a_u: the truth is known and every knob is an option.
+"""People with a planted low-rank parameter, theta_u = theta_0 + B a_u: the truth is known, every knob is an option.
 
-Items are standard normal vectors x in R^d (so that the encoder `tabular@1`, which standardises, is nearly the identity);
+Items are standard normal vectors x in R^d, so that the encoder `tabular@1`, which standardises, is nearly the identity;
 `truth` lives in the space of these raw attributes. A person chooses among the items of a unit by
 P(choice = i) = 2 flip / n + (1 - 2 flip) softmax_i(temperature <theta_u, x_i>), which for two items is
 P(first) = flip + (1 - 2 flip) sigma(temperature <theta_u, x_first - x_second>).
@@ -30,8 +30,8 @@ CARD = Card(
     sha256="",
     citation="Model of aggregated low-rank parameters after P-ShareLoRA (arXiv 2503.19201)",
     simulated=True,
-    notes="Options: users; units and choices (items per unit; choices - 1 comparisons each); d; rank; quality = norm of "
-    "the shared direction theta_0; personal = typical norm of B a_u; groups = 0 for Gaussian a_u, else so many group "
+    notes="Options: users; units and choices (items per unit; choices - 1 comparisons each); d; rank; quality = norm "
+    "of the shared direction theta_0; personal = typical norm of B a_u; groups = 0 for Gaussian a_u, else so many group "
     "centres, whose sizes follow Zipf(imbalance), mixed per person by Dirichlet(concentration) when that is not 0; "
     "temperature and flip as in P(first) = flip + (1 - 2 flip) sigma(temperature margin); margin = least utility gap "
     "between the best two items of a unit; shift: a fifth of the people, by hash, meet items stretched by 1 + shift "
@@ -91,7 +91,9 @@ class Knobs:
             value, (low, high) = getattr(self, field.name), limits[field.name]
             if not low <= value <= high:
                 why = " (needs groups above 0)" if field.name in ("imbalance", "concentration") else ""
-                raise RequestError(f"{field.name}={value:g} of {CARD.name}; allowed: {low:g} to {high:g}{why}")
+                raise RequestError(
+                    f"option {field.name}={value:g} of {CARD.name} is out of range; allowed: {low:g} to {high:g}{why}"
+                )
 
     def random(self, what: str) -> np.random.Generator:
         """Return the generator of one part, so that changing one knob leaves the other parts as they are."""
@@ -180,7 +182,7 @@ def _truth(knobs: Knobs) -> Truth:
 
 
 def _pool(knobs: Knobs) -> Float32:
-    """Draw the items, [items, d]; item k is of cluster k mod clusters, and with a shift every second round is stretched."""
+    """Draw the items, [items, d]; item k is of cluster k mod clusters, and with a shift every second one is stretched."""
     pool = knobs.random("items").standard_normal((knobs.items, knobs.d), np.float32)
     if knobs.shift:
         along = knobs.random("shift").standard_normal(knobs.d).astype(np.float32)
@@ -191,7 +193,7 @@ def _pool(knobs: Knobs) -> Float32:
 
 
 def _clusters(knobs: Knobs) -> NDArray[np.int32]:
-    """Return the cluster of every unit, [users * units]: each person goes round all clusters in an order of their own."""
+    """Return the cluster of every unit, [users * units]: each person goes round all clusters in a random order."""
     random = knobs.random("clusters")
     laps = -(-knobs.units // knobs.clusters)
     order = np.tile(np.arange(knobs.clusters, dtype=np.int32), (knobs.users, 1))
@@ -221,8 +223,8 @@ def _choices(
                 break
         else:
             raise RequestError(
-                f"margin={knobs.margin:g} of {CARD.name} is too large: after {ROUNDS} draws {len(left)} units still have "
-                "items closer than that; lower margin, or raise quality, personal or items"
+                f"margin={knobs.margin:g} of {CARD.name} is too large: after {ROUNDS} draws {len(left)} units still "
+                "have items closer than that; lower margin, or raise quality, personal or items"
             )
         noisy = knobs.temperature * utility + random.gumbel(size=utility.shape)
         chosen = noisy.argmax(axis=1)

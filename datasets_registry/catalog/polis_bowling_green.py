@@ -23,8 +23,8 @@ BLOCKS = 10
 CARD = Card(
     name="polis-bowling-green@1",
     title="Polis, Bowling Green: statements on the town",
-    population="residents of Bowling Green and Warren County, Kentucky, 2018: 2,031 took part, those who agreed with one "
-    "and disagreed with another statement are kept",
+    population="residents of Bowling Green and Warren County, Kentucky, 2018: 2,031 took part, those who agreed with "
+    "one and disagreed with another statement are kept",
     licence="CC BY 4.0",
     consent="public conversation run for The American Assembly; released by the organisers without names",
     source=f"github.com/{REPOSITORY}, american-assembly.bowling-green/",
@@ -34,8 +34,8 @@ CARD = Card(
     "Polis: Scaling deliberation by mapping high dimensional opinion spaces, Recerca 26",
     encoder="minilm-l6@1",
     notes="148,399 votes agree or disagree (77,125 passes are left out, and the votes of people on their own "
-    "statements, which the site casts for them). Statements are hashed by text into ten blocks, which are the clusters; "
-    "within a person and block, disjoint pairs of an agreed-with and a disagreed-with statement are drawn by a seeded "
+    "statements, which the site casts for them). Statements are hashed by text into ten blocks, which are the "
+    "clusters; within a person and block, disjoint pairs of an agreed-with and a disagreed-with statement are drawn by a seeded "
     "permutation; no vote is used twice, each pair is a unit. Statements that moderators hid later are kept where "
     "people voted on them. The only tabular attributes are lengths.",
 )

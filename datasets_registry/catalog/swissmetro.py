@@ -21,10 +21,11 @@ CARD = Card(
     citation="Bierlaire, Axhausen and Abay (2001), The acceptance of modal innovation: the case of Swissmetro, "
     "Swiss Transport Research Conference",
     shares=(4 / 9, 1 / 9, 2 / 9, 2 / 9),
-    notes="The file has 1,192 people; one of them never answered (9 rows with CHOICE 0). The chosen mode is compared with each other available one. "
-    "Holders of a season ticket (GA) pay nothing for train and Swissmetro, as in the authors' models: the file has the "
-    "price of the whole ticket. Nearly every situation is one person's own, so the clusters are nine blocks over which "
-    "each person's situations are spread evenly by a seeded order; a situation met by several people is in one block.",
+    notes="The file has 1,192 people; one of them never answered (9 rows with CHOICE 0). The chosen mode is compared with "
+    "each other available one. Holders of a season ticket (GA) pay nothing for train and Swissmetro, as in the authors' "
+    "models: the file has the price of the whole ticket. Nearly every situation is one person's own, so the clusters are "
+    "nine blocks over which each person's situations are spread evenly by a seeded order; a situation met by several "
+    "people is in one block.",
 )
 
 BLOCKS = 9
@@ -67,7 +68,10 @@ def load() -> Pieces:
         attribute_names=ATTRIBUTES,
     )
     return Pieces(
-        users=Users(tuple(f"traveller-{i}" for i in ids), {c.lower(): tuple(about[i][c] for i in ids) for c in METADATA}),
+        users=Users(
+            ids=tuple(f"traveller-{i}" for i in ids),
+            metadata={c.lower(): tuple(about[i][c] for i in ids) for c in METADATA},
+        ),
         items=items,
         comparisons=Comparisons.of(user=user, unit=unit, first=first, second=second, label=np.ones(len(user))),
         unit_cluster=spread_blocks(CARD.name, np.array(user), np.array(unit), BLOCKS),
@@ -84,7 +88,8 @@ def _offer(row: dict[str, str], mode: str) -> Offer:
 
 def _sentence(offer: Offer) -> str:
     minutes, francs, headway, seats, train, swissmetro, _ = (int(v) for v in offer)
-    cost = f"{francs} francs" if francs else "nothing to pay (season ticket)" if train or swissmetro else "nothing to pay"
+    free = "nothing to pay" if not (train or swissmetro) else "nothing to pay (season ticket)"
+    cost = f"{francs} francs" if francs else free
     if train:
         return f"By train: {minutes} minutes, {cost}, a train every {headway} minutes."
     if swissmetro:

@@ -1,0 +1,270 @@
+"""The board: everything that may be claimed from results folders, and the files it is written to."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets_registry.errors import DataError, HetprefError, RequestError
+from datasets_registry.protocol import PROTOCOL
+from leaderboard.labels import Labels
+from leaderboard.panel import Entrant
+from leaderboard.ranking import Labeller, Scored, headlines, overall, place, score
+from leaderboard.rows import CostRow, Failure, Leaderboard, RecordsDigest, Row, Skipped, rounded
+from leaderboard.scoring import Gathered, Located, gather, panels
+from leaderboard.store import write_atomically
+
+SITE_EXTRA = 'pip install "hetpref[site]"'
+_COSTS = (
+    "fit_s",
+    "adapt_s_per_user",
+    "comparisons_per_s",
+    "trained_params",
+    "params_per_user",
+    "state_bytes_per_user",
+    "peak_device_bytes",
+    "peak_rss_delta_bytes",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A leaderboard and how it is written."""
+
+    leaderboard: Leaderboard
+
+    def to_json(self) -> str:
+        """Return `leaderboard.json`: stable order, fixed float format, no clock."""
+        return json.dumps(self.leaderboard.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+    def to_markdown(self) -> str:
+        """Return `leaderboard.md`."""
+        from leaderboard.markdown import markdown
+
+        return markdown(self.leaderboard)
+
+    def write(self, out: Path) -> list[str]:
+        """Write the JSON, the Markdown and, where Altair is installed, plots and the site; return what was left out."""
+        from leaderboard.comma import to_csv
+
+        write_atomically(out / "leaderboard.json", self.to_json().encode())
+        write_atomically(out / "leaderboard.md", self.to_markdown().encode())
+        write_atomically(out / "leaderboard.csv", to_csv(self.leaderboard).encode())
+        lacking = [name for name in ("altair", "vl_convert") if importlib.util.find_spec(name) is None]
+        if lacking:
+            return [f"plots and site/index.html were left out: {', '.join(lacking)} not installed. {SITE_EXTRA}"]
+        from leaderboard.plots import write_plots
+        from leaderboard.site import site
+
+        write_plots(self.leaderboard, out / "plots")
+        write_atomically(out / "site" / "index.html", site(self.leaderboard).encode())
+        return []
+
+
+def build_board(
+    folders: Sequence[Path],
+    methods: Sequence[Mapping[str, Any]] = (),
+    labels: Labels | None = None,
+    *,
+    rank_dirty: bool = False,
+) -> Board:
+    """Score every record of results folders and put them on one board.
+
+    `methods` are the cards of methods (at least `name`; `title` is shown), which the caller takes from their registry.
+    A row measured on a dirty tree is `reported` and has no rank, unless `rank_dirty` asks for a draft for one's own eyes.
+    Raises DataError on records of another protocol, RequestError where there are no records at all.
+    """
+    labels = labels or Labels()
+    folders = [Path(f) for f in folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise RequestError(f"results folder {str(folder)!r} does not exist. Make one: hetpref run quick --out {folder}")
+    gathered = gather(folders, labels)
+    if not gathered.located and not gathered.skipped:
+        given = ", ".join(str(f) for f in folders)
+        raise RequestError(f"there are no records in {given}: expected records/<dataset>/<method>/<key>.json")
+    labelled = labeller([each.entrant for each in gathered.located])
+    shown = headlines([e.setting for e in gathered.located if e.record.status != "skipped"])
+    scored = Scored()
+    for panel in panels(gathered, labels):
+        part = score(panel, labelled, shown, rank_dirty=rank_dirty)
+        scored.rows += part.rows
+        scored.curves += part.curves
+        scored.standings += part.standings
+    names = sorted({each.setting.dataset for each in gathered.located})
+    entered = {each.entrant.method for each in gathered.located}
+    board = Leaderboard(
+        protocol=PROTOCOL,
+        records=RecordsDigest(count=len(gathered.located), sha256=gathered.sha256),
+        datasets=[dataset_card(name, labels) for name in names],
+        methods=sorted((_plain(m) for m in methods if m.get("name") in entered), key=lambda m: str(m["name"])),
+        rows=sorted(scored.rows, key=row_order),
+        overall=overall(scored.standings),
+        curves=sorted(scored.curves, key=lambda c: (c.dataset, c.encoder, c.regime, c.label, str(c))),
+        failures=failures(gathered, labelled),
+        skipped=[Skipped(name=name[:4000], reason=reason[:4000]) for name, reason in sorted(gathered.skipped)],
+        kernels=kernels(folders),
+        ledger=ledger(folders),
+        costs=costs(gathered, labelled),
+    )
+    return Board(board)
+
+
+def read_board(path: Path) -> Leaderboard:
+    """Read a `leaderboard.json`, or the one in a folder; raises DataError when it is none."""
+    file = path / "leaderboard.json" if path.is_dir() else path
+    try:
+        return Leaderboard.model_validate_json(file.read_bytes())
+    except (OSError, ValueError) as why:
+        raise DataError(f"{file} is not a leaderboard.json: {str(why)[:300]}") from why
+
+
+def row_order(row: Row) -> tuple[Any, ...]:
+    """Return the order of rows: by table, then tier and rank, then unranked ones by accuracy."""
+    from leaderboard.panel import count_order
+
+    budgets = tuple(count_order(n) for n in (row.n_users, row.n_train, row.n_support))
+    rank = row.rank.value if row.rank else 1 << 30
+    table = (row.dataset, row.encoder, row.regime, row.imbalance or "", *budgets)
+    return (*table, row.tier or 1 << 30, rank, -(row.acc_macro.value or 0.0), row.label)
+
+
+def labeller(entrants: Sequence[Entrant]) -> Labeller:
+    """Return how entrants are labelled: by name, and by version and configuration where a name has several."""
+    variants: dict[str, set[Entrant]] = defaultdict(set)
+    for each in entrants:
+        variants[each.method].add(dataclasses.replace(each, control=None))
+
+    def label(entrant: Entrant) -> str:
+        same = variants[entrant.method]
+        name = entrant.method
+        if len({e.version for e in same}) > 1:
+            name += f" {entrant.version}"
+        if len({e.config_sha256 for e in same}) > 1:
+            name += f" #{entrant.config_sha256[:8]}"
+        return f"{name} ({entrant.control.replace('_', ' ')})" if entrant.control else name
+
+    return label
+
+
+def dataset_card(name: str, labels: Labels) -> dict[str, Any]:
+    """Return what a dataset is and how large, with its measured heterogeneity where the registry has one."""
+    data = labels.data(name)
+    card = _plain(dataclasses.asdict(data.card))
+    card |= {
+        "id": name,
+        "people": len(data.users),
+        "items": len(data.items),
+        "comparisons": len(data.comparisons),
+        "ties": int((data.comparisons.label == 0.5).sum()),
+        "heterogeneity": None,
+    }
+    try:
+        measured: Callable[[str], Any] = importlib.import_module("datasets_registry.heterogeneity").measured
+        card["heterogeneity"] = _plain(measured(name))
+    except (ImportError, AttributeError, HetprefError):
+        pass
+    return card
+
+
+def failures(gathered: Gathered, labelled: Labeller) -> list[Failure]:
+    """Return the cells that gave no margins."""
+    out = [
+        Failure(
+            **place(e.entrant, e.setting, labelled(e.entrant)),
+            seed=e.record.seed,
+            status=e.record.status,
+            reason=(e.record.reason or "").strip().split("\n")[0][:300],
+        )
+        for e in gathered.located
+        if e.record.status != "ok"
+    ]
+    return out
+
+
+def costs(gathered: Gathered, labelled: Labeller) -> list[CostRow]:
+    """Return the median cost over seeds of every row, one per device class."""
+    groups: dict[tuple[Any, ...], list[Located]] = defaultdict(list)
+    for each in gathered.located:
+        if each.record.status == "ok":
+            groups[each.setting, each.entrant, each.record.environment.device_class].append(each)
+    out: list[CostRow] = []
+    for (setting, entrant, device_class), members in groups.items():
+        medians: dict[str, float | None] = {}
+        for name in _COSTS:
+            told = [v for m in members if (v := getattr(m.record.cost, name)) is not None]
+            medians[name] = rounded(float(np.median(told))) if told else None
+        environment = members[0].record.environment
+        out.append(
+            CostRow(
+                **place(entrant, setting, labelled(entrant)),
+                **medians,
+                device_class=device_class,
+                device=environment.device,
+                threads=environment.threads,
+                seeds=[m.record.seed for m in members],
+            )
+        )
+    return sorted(out, key=lambda c: (c.dataset, c.encoder, c.regime, c.label, c.device_class, str(c)))
+
+
+def kernels(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the kernel benchmarks found as pytest-benchmark files under `kernels/`: name, median and IQR in seconds."""
+    out: list[dict[str, Any]] = []
+    for folder in folders:
+        for path in sorted((folder / "kernels").glob("*.json")):
+            try:
+                told = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+                for each in told:
+                    stats = each["stats"]
+                    out.append(
+                        {
+                            "name": str(each["name"]),
+                            "group": each.get("group"),
+                            "median_s": stats["median"],
+                            "iqr_s": stats["iqr"],
+                            "extra_info": each.get("extra_info", {}),
+                        }
+                    )
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+    return sorted(out, key=lambda k: json.dumps(k, sort_keys=True))
+
+
+def ledger(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the lines of `submissions.jsonl`, oldest first; none where there is no such file."""
+    out: list[dict[str, Any]] = []
+    for folder in folders:
+        path = folder / "submissions.jsonl"
+        if path.is_file():
+            try:
+                out += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            except ValueError as why:
+                raise DataError(f"{path.name} is not one JSON value per line: {why}. Restore it: it is append-only") from why
+    return out
+
+
+def _plain(value: Any) -> Any:
+    """Return a JSON value of cards: sets sorted, tuples as lists, floats rounded."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(str(v) for v in value)
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, float | np.floating):
+        return rounded(float(value))
+    if isinstance(value, np.integer):
+        return int(value)
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
