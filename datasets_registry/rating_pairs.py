@@ -31,8 +31,8 @@ def disjoint_pairs(
     """Return disjoint pairs of differently rated items, both of one block, for every person.
 
     people: ids; user, item, rating: [n_ratings]; block: [n_items], the prompt cluster of an item. No rating is used
-    twice, so pairs are independent given the person, and no item of a person is in two clusters. The pairs come from a seeded
-    permutation of the person's items; those left over (equal ratings met) are permuted again, in 12 rounds.
+    twice, so pairs are independent given the person, and no item of a person is in two clusters. The pairs come from a
+    seeded permutation of the person's items; those left over (equal ratings met) are permuted again, in 12 rounds.
     """
     persons = hash_keys(people, "pairs", name)
     things = hash_keys((str(i) for i in range(len(block))), "pairs", name)

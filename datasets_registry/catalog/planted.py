@@ -31,11 +31,11 @@ CARD = Card(
     citation="Model of aggregated low-rank parameters after P-ShareLoRA (arXiv 2503.19201)",
     simulated=True,
     notes="Options: users; units and choices (items per unit; choices - 1 comparisons each); d; rank; quality = norm "
-    "of the shared direction theta_0; personal = typical norm of B a_u; groups = 0 for Gaussian a_u, else so many group "
-    "centres, whose sizes follow Zipf(imbalance), mixed per person by Dirichlet(concentration) when that is not 0; "
-    "temperature and flip as in P(first) = flip + (1 - 2 flip) sigma(temperature margin); margin = least utility gap "
-    "between the best two items of a unit; shift: a fifth of the people, by hash, meet items stretched by 1 + shift "
-    "along one direction (a shifted mean would cancel in differences); items and clusters of the pool; seed.",
+    "of the shared direction theta_0; personal = typical norm of B a_u; groups = 0 for Gaussian a_u, else so many "
+    "group centres, whose sizes follow Zipf(imbalance), mixed per person by Dirichlet(concentration) when that is not "
+    "0; temperature and flip as in P(first) = flip + (1 - 2 flip) sigma(temperature margin); margin = least utility "
+    "gap between the best two items of a unit; shift: a fifth of the people, by hash, meet items stretched by 1 + "
+    "shift along one direction (a shifted mean would cancel in differences); items and clusters of the pool; seed.",
 )
 
 SHIFTED_SHARE = 0.2
@@ -182,7 +182,7 @@ def _truth(knobs: Knobs) -> Truth:
 
 
 def _pool(knobs: Knobs) -> Float32:
-    """Draw the items, [items, d]; item k is of cluster k mod clusters, and with a shift every second one is stretched."""
+    """Draw the items, [items, d]: item k is of cluster k mod clusters; a shift stretches every second one of it."""
     pool = knobs.random("items").standard_normal((knobs.items, knobs.d), np.float32)
     if knobs.shift:
         along = knobs.random("shift").standard_normal(knobs.d).astype(np.float32)

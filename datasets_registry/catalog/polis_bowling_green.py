@@ -35,9 +35,9 @@ CARD = Card(
     encoder="minilm-l6@1",
     notes="148,399 votes agree or disagree (77,125 passes are left out, and the votes of people on their own "
     "statements, which the site casts for them). Statements are hashed by text into ten blocks, which are the "
-    "clusters; within a person and block, disjoint pairs of an agreed-with and a disagreed-with statement are drawn by a seeded "
-    "permutation; no vote is used twice, each pair is a unit. Statements that moderators hid later are kept where "
-    "people voted on them. The only tabular attributes are lengths.",
+    "clusters; within a person and block, disjoint pairs of an agreed-with and a disagreed-with statement are drawn "
+    "by a seeded permutation; no vote is used twice, each pair is a unit. Statements that moderators hid later are "
+    "kept where people voted on them. The only tabular attributes are lengths.",
 )
 
 PROMPT = "What should change in Bowling Green and Warren County to make it a better place to live, work and spend time?"

@@ -21,11 +21,11 @@ CARD = Card(
     citation="Bierlaire, Axhausen and Abay (2001), The acceptance of modal innovation: the case of Swissmetro, "
     "Swiss Transport Research Conference",
     shares=(4 / 9, 1 / 9, 2 / 9, 2 / 9),
-    notes="The file has 1,192 people; one of them never answered (9 rows with CHOICE 0). The chosen mode is compared with "
-    "each other available one. Holders of a season ticket (GA) pay nothing for train and Swissmetro, as in the authors' "
-    "models: the file has the price of the whole ticket. Nearly every situation is one person's own, so the clusters are "
-    "nine blocks over which each person's situations are spread evenly by a seeded order; a situation met by several "
-    "people is in one block.",
+    notes="The file has 1,192 people; one of them never answered (9 rows with CHOICE 0). The chosen mode is compared "
+    "with each other available one. Holders of a season ticket (GA) pay nothing for train and Swissmetro, as in the "
+    "authors' models: the file has the price of the whole ticket. Nearly every situation is one person's own, so the "
+    "clusters are nine blocks over which each person's situations are spread evenly by a seeded order; a situation "
+    "met by several people is in one block.",
 )
 
 BLOCKS = 9
