@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from datasets_registry.errors import DataError
@@ -194,14 +194,13 @@ def _verified(path: Path, sha256: str) -> bool:
     except FileNotFoundError:
         return False
     facts = {"sha256": sha256, "size": now.st_size, "mtime_ns": now.st_mtime_ns}
-    try:
+    with suppress(OSError, ValueError):
         if json.loads(stamp.read_text(encoding="utf-8")) == facts:
             return True
-    except (OSError, ValueError):
-        pass
     if _sha256(path) != sha256:
         return False
-    _write(stamp, json.dumps(facts).encode())
+    with suppress(DataError):
+        _write(stamp, json.dumps(facts).encode())
     return True
 
 
@@ -230,14 +229,20 @@ def _writable(folder: Path) -> Path:
 
 
 def _write(target: Path, raw: bytes) -> None:
-    """Write a file under a temporary name and rename it."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    """Write a file under a temporary name and rename it; raises DataError where nothing can be written."""
+    name = ""
     try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(raw)
         os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+    except BaseException as why:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(why, OSError):
+            raise DataError(
+                f"cannot write {target} ({why.strerror}); set HETPREF_HOME to a folder you can write to, with space"
+            ) from why
         raise
 
 

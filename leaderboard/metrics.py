@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit
 
 from datasets_registry.errors import HetprefError
-from leaderboard.labels import Index, Reals
+from leaderboard.labels import Reals
 from leaderboard.panel import Block, Panel, count_order
 from leaderboard.statistics import interval, point
 
@@ -91,14 +91,19 @@ def acc_micro(panel: Panel) -> Estimate:
 
 
 def gain(panel: Panel) -> Estimate:
-    """Paired difference to pooled Bradley-Terry on the same features, split, budget and seed."""
-    return _difference(panel, panel.reference)
+    """Paired difference to pooled Bradley-Terry on the same features, split, budget and seed.
 
-
-def _difference(panel: Panel, other: Index) -> Estimate:
+    A column that was measured in other seeds than pooled, as the user-shuffle control is, is compared on those of both.
+    """
     own = acc_macro(panel)
-    value = np.where(panel.paired(other), own.value - own.value[other], np.nan)
-    return Estimate(value, panel.draws["own"] - panel.draws["own"][other])
+    assert own.draws is not None
+    value = np.where(panel.reference >= 0, own.value - own.value[panel.reference], np.nan)
+    draws = own.draws - own.draws[panel.reference]
+    if len(some := panel.mismatched):
+        mine, pooled = panel.samples["mismatched"], panel.samples["mismatched pooled"]
+        value[some] = point(mine) - point(pooled)
+        draws[some] = panel.draws["mismatched"] - panel.draws["mismatched pooled"]
+    return Estimate(value, draws)
 
 
 def specificity(panel: Panel) -> Estimate:
@@ -126,9 +131,9 @@ def harm(panel: Panel) -> Estimate:
     variance over all units takes its place. By chance alone about a sixth would be counted where m is large.
     """
     k, p = len(panel.columns), len(panel.people)
-    paired = panel.paired(panel.reference)
     total, square, n = np.zeros((p, k)), np.zeros((p, k)), np.zeros((p, k))
     for units, values, given in zip(panel.own.units, panel.own.values, panel.own.given, strict=True):
+        given = given & given[panel.reference]
         difference = np.where(given, values - values[:, panel.reference], 0)
         total[units.present] += units.sums(difference)
         square[units.present] += units.sums(difference**2)
@@ -141,7 +146,7 @@ def harm(panel: Panel) -> Estimate:
     variance = np.maximum(np.where(freedom > 0, within, over_all), 0)
     error = np.sqrt(variance / np.maximum(n, 1))
     worse = ((mean < -error - 1e-12) & (n > 0)).sum(axis=0) / np.maximum((n > 0).sum(axis=0), 1)
-    return Estimate(np.where(paired, worse, np.nan))
+    return Estimate(np.where((panel.reference >= 0) & n.any(axis=0), worse, np.nan))
 
 
 def worst10(panel: Panel) -> Estimate:
@@ -244,7 +249,8 @@ def _by_unit(block: Block, values: Reals) -> Reals:
 def _nll(calibrated: bool) -> Callable[[Panel, Block], Reals]:
     def measure(panel: Panel, block: Block) -> Reals:
         logits = _logits(block, calibrated=calibrated)
-        return _by_unit(block, np.logaddexp(0, logits) - block.query.label[:, None] * logits)
+        softplus = np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits)))
+        return _by_unit(block, softplus - block.query.label[:, None] * logits)
 
     return measure
 

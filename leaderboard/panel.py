@@ -59,7 +59,7 @@ class Setting:
         return (self.n_support or 0) if self.regime == "unseen" else self.n_train
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Entrant:
     """A method, its version and configuration; `control` marks the fit with permuted people."""
 
@@ -69,6 +69,11 @@ class Entrant:
     role: str
     level: str
     control: str | None
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Return the sort key."""
+        return self.method, self.version, self.config_sha256, self.control or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +212,23 @@ class Panel:
         return (other >= 0) & (self.given == self.given[:, other]).all(axis=0)
 
     @cached_property
+    def mismatched(self) -> Index:
+        """Return the columns whose seeds are not those of their reference."""
+        return np.flatnonzero((self.reference >= 0) & ~self.paired(self.reference)).astype(np.int64)
+
+    @cached_property
     def samples(self) -> dict[str, Sample]:
         """Return the samples of accuracy ("own", "wrong") and of every measure of the metrics' registry, by name."""
         from leaderboard.metrics import measures
 
         averaged = {name: self.sample(values, people=True) for name, values in measures(self).items()}
-        return {"own": self.own, "wrong": self.wrong, **averaged}
+        samples = {"own": self.own, "wrong": self.wrong, **averaged}
+        if len(some := self.mismatched):
+            pooled, own = self.reference[some], self.own
+            given = own.given[:, some] & own.given[:, pooled]
+            samples["mismatched"] = Sample("units", own.units, [v[:, some] for v in own.values], given)
+            samples["mismatched pooled"] = Sample("units", own.units, [v[:, pooled] for v in own.values], given)
+        return samples
 
     @cached_property
     def draws(self) -> dict[str, Reals]:

@@ -97,7 +97,7 @@ def gather(folders: Sequence[Path], labels: Labels) -> Gathered:
                 if worse.record != each.record:
                     out.skip(f"record {worse.record.key[:16]}", f"superseded by {each.record.key[:16]} of the same cell")
             best[place] = each
-    out.located = sorted(best.values(), key=lambda e: (e.setting.order, e.entrant, e.record.seed))
+    out.located = sorted(best.values(), key=lambda e: (e.setting.order, e.entrant.order, e.record.seed))
     out.skipped.sort()
     return out
 
@@ -178,7 +178,7 @@ def _block(
     }
     for column in np.flatnonzero(~given):
         setting = columns[column].setting
-        if seed in seeds_of[setting] and setting in pooled:
+        if seed in seeds_of[setting] and setting in pooled and columns[column].entrant.control is None:
             source = pooled[setting]
             margins[:, column], wrong[:, column] = margins[:, source], margins[:, source]
             beta[column] = beta[source]

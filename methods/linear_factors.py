@@ -8,7 +8,7 @@ fitting. A preset gives `fit` (which sets `scale_`, `gain_`, `base_`, `basis_`, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
-from methods.bradley_terry import Logistic, Pairs, macro_nll, nll, pooled, sigmoid
+from methods.bradley_terry import Logistic, Pairs, calibrated_nll, nll, pooled, sigmoid
 from methods.interface import Budget, Histories, LinearMethod, UserState, stack, unstack
 
 Array = NDArray[Any]
@@ -205,48 +205,63 @@ class Training:
     shrinkage: float = 1.0
     rounds: int = 0
     iterations: int = 40
+    base_ridge: float = 1.0
 
-    def run(self, pairs: Pairs, start: Factors, base_ridge: float) -> tuple[Factors, float]:
-        """Return the trained factors and the ridge that a_u is inferred with: 1 once the prior is folded into B."""
-        found = train_factors(pairs, start, Shrinkage(self.shrinkage, base_ridge), iterations=self.iterations)
-        if not self.rounds:
-            return found, self.shrinkage
-        return refine_factors(pairs, found, rounds=self.rounds, iterations=5), 1.0
+    def run(self, pairs: Pairs, start: Factors) -> Factors:
+        """Return the trained factors."""
+        penalties = Shrinkage(self.shrinkage, self.base_ridge)
+        found = train_factors(pairs, start, penalties, iterations=self.iterations)
+        return refine_factors(pairs, found, rounds=self.rounds, iterations=5)
+
+    def resume(self, pairs: Pairs, found: Factors) -> Factors:
+        """Return factors that were trained on a part of the people, trained on with all of them: short, as B is known."""
+        if self.rounds:
+            return refine_factors(pairs, found, rounds=3, iterations=4)
+        return replace(self, iterations=10).run(pairs, found)
+
+    @property
+    def code_ridge(self) -> float:
+        """Return the ridge that a_u is inferred with: 1 once the prior is folded into B."""
+        return 1.0 if self.rounds else self.shrinkage
 
 
-def choose_training(
-    pairs: Pairs, users: Array, val: Comparisons, start: Factors, base_ridge: float, budget: Budget, iterations: int
-) -> Training:
-    """Return the candidate with the smallest macro validation NLL, within `budget.trials`.
+def tuned_factors(
+    pairs: Pairs, users: Array, val: Comparisons, start: Factors, budget: Budget, training: Training
+) -> tuple[Factors, Training]:
+    """Return the factors and the training with the smallest macro validation NLL, within `budget.trials`.
 
-    At most 2000 people take part, because two numbers are chosen. Weak to strong shrinkage, warm-started: a column of B
+    Candidates differ in shrinkage and in whether they are refined. At most 2000 people are tuned on, as two numbers are
+    chosen; where there are more, training goes on with everybody. Weak to strong shrinkage, warm-started: a column of B
     that a strong penalty has set to zero is a saddle from which a weaker one would not return.
     """
-    part = np.arange(pairs.n_users)
+    few, part = pairs, np.arange(pairs.n_users)
     if pairs.n_users > _TUNING_USERS:
         part = np.sort(generator("tuning-users", budget.seed).permutation(pairs.n_users)[:_TUNING_USERS])
-        pairs = pairs.of_users(part)
+        few = pairs.of_users(part)
     place = np.full(int(max(users.max(), val.user.max(initial=0))) + 1, -1)
     place[users[part]] = np.arange(len(part))
     val = val.take(place[val.user] >= 0)
     if not len(val) or budget.trials < 2:
-        return Training(iterations=iterations)
+        return training.run(pairs, start), training
     val = val.for_users(place[val.user])
     x = pairs.world.differences(val) * pairs.scale
     rungs = max(1, min(len(SHRINKAGE), budget.trials // 2))
-    ladder = sorted(sorted(SHRINKAGE, key=lambda strength: abs(np.log(strength)))[:rungs])
     point = Factors(start.base, start.basis, start.codes[part])
-    best: tuple[float, Training] = (float("inf"), Training(iterations=iterations))
-    for strength in ladder:
-        point, _ = Training(strength, 0, iterations).run(pairs, point, base_ridge)
+    best, best_score = (point, training), float("inf")
+    for strength in sorted(sorted(SHRINKAGE, key=lambda each: abs(np.log(each)))[:rungs]):
+        tried = replace(training, shrinkage=strength)
+        point = tried.run(few, point)
         for rounds in (0, 5):
-            tried = refine_factors(pairs, point, rounds=rounds, iterations=5)
-            codes = tried.codes
-            margin = x @ tried.base + np.einsum("nr,nr->n", x @ tried.basis, codes[val.user])
-            score = macro_nll(margin, val)
-            if score < best[0]:
-                best = (score, Training(strength, rounds, iterations))
-    return best[1]
+            found = refine_factors(few, point, rounds=rounds, iterations=5)
+            margin = x @ found.base + np.einsum("nr,nr->n", x @ found.basis, found.codes[val.user])
+            score = calibrated_nll(margin, val)
+            if score < best_score:
+                best, best_score = (found, replace(tried, rounds=rounds)), score
+        training = replace(training, iterations=min(training.iterations, 15))
+    found, chosen = best
+    if few is not pairs:
+        found = chosen.resume(pairs, Factors(found.base, found.basis, np.zeros((pairs.n_users, found.basis.shape[1]))))
+    return found, chosen
 
 
 def global_run(pairs: Pairs) -> Float64:

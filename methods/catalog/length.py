@@ -1,6 +1,6 @@
 """Control: the longer response wins. A dataset where this is strong measures verbosity, not people.
 
-    r(x) = log(1 + characters of the response of x);   margin = r(first) - r(second)
+r(x) = log(1 + characters of the response of x);   margin = r(first) - r(second)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Control: the planted reward itself, on simulated data. No method can do better in expectation.
 
-    r_u(x) = temperature * <theta_u, attributes(x)>,   theta_u [k] from the simulation
+r_u(x) = temperature * <theta_u, attributes(x)>,   theta_u [k] from the simulation
 """
 
 from __future__ import annotations

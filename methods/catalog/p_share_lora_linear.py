@@ -17,7 +17,7 @@ from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float64
 from methods.bradley_terry import Logistic, Pairs
 from methods.interface import Budget, MethodSpec, World
-from methods.linear_factors import LinearFactors, Shrinkage, begin_factors, Training, choose_training, global_run
+from methods.linear_factors import LinearFactors, Shrinkage, Training, begin_factors, global_run, tuned_factors
 from methods.registry import register
 
 INITS = ("independent", "copied", "warmup")
@@ -80,10 +80,12 @@ class PShareLoRALinear(LinearFactors):
         if self.init == "warmup":
             theta = 0.15 * theta
         start = begin_factors(pairs, codes, Shrinkage(0.25, self.base_ridge), theta, short)
-        training = Training(self.shrinkage or 1.0, 0, self.iterations)
+        training = Training(self.shrinkage or 1.0, 0, self.iterations, self.base_ridge)
         if self.shrinkage is None:
-            training = choose_training(pairs, users, val, start, self.base_ridge, budget, self.iterations)
-        found, self.code_ridge_ = training.run(pairs, start, self.base_ridge)
+            found, training = tuned_factors(pairs, users, val, start, budget, training)
+        else:
+            found = training.run(pairs, start)
+        self.code_ridge_ = training.code_ridge
         self.base_ = found.base.astype(np.float32)
         self.gain_ = self.alpha / self.rank_
         self.basis_ = (found.basis / self.gain_).astype(np.float32)

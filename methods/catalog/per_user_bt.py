@@ -1,6 +1,6 @@
 """Per-user Bradley-Terry shrunk to pooled: everybody has weights of their own, near the average person's.
 
-    theta_u [d] = argmin sum_{n of u} w_n NLL_n + lambda/2 |theta_u - theta_pooled|^2
+theta_u [d] = argmin sum_{n of u} w_n NLL_n + lambda/2 |theta_u - theta_pooled|^2
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from datasets_registry.records import Comparisons, Float32, Float64
-from methods.bradley_terry import STRENGTHS, Logistic, Pairs, macro_nll, pooled_chosen
+from methods.bradley_terry import STRENGTHS, Logistic, Pairs, calibrated_nll, pooled_chosen
 from methods.interface import Budget, Histories, LinearMethod, MethodSpec, UserState, World, stack, unstack
 from methods.registry import register
 
@@ -74,5 +74,5 @@ class PerUserBT(LinearMethod):
         for shrinkage in sorted(STRENGTHS, reverse=True):
             deviation = self._deviations(pairs, shrinkage, deviation)
             margin = x @ self.theta_ + np.einsum("nd,nd->n", x, deviation[val.user])
-            best = min(best, (macro_nll(margin, val), shrinkage))
+            best = min(best, (calibrated_nll(margin, val), shrinkage))
         return best[1]

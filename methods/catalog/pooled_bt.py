@@ -1,6 +1,6 @@
 """Pooled Bradley-Terry: one linear reward for everybody. The reference that `gain` is measured against.
 
-    r(x) = <theta, phi(x)>,   theta [d] = argmin sum_n w_n NLL_n + ridge/2 |theta|^2
+r(x) = <theta, phi(x)>,   theta [d] = argmin sum_n w_n NLL_n + ridge/2 |theta|^2
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Control: a coin per comparison, that everybody shares. Its accuracy is .5 in expectation, whatever the dataset.
 
-    margin(first, second) = sign(first - second) h(seed, min, max),   h in (.01, 1) times a random sign, from a hash
+margin(first, second) = sign(first - second) h(seed, min, max),   h in (.01, 1) times a random sign, from a hash
 """
 
 from __future__ import annotations
