@@ -125,7 +125,7 @@ def run(
         summary = run_suite(wanted, folder, options, progress)
     finally:
         progress.close()
-    _write_board([folder], folder, as_json=as_json)
+    _write_board([folder], folder, as_json=as_json, draft=True)
     progress.note(
         f"{summary.planned} cells: {summary.executed} run, {summary.found} found finished, "
         f"{len(summary.failed)} failed. Records and leaderboard are in {folder}"
@@ -299,12 +299,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write_board(folders: list[Path], out: Path, *, as_json: bool) -> Any:
+def _write_board(folders: list[Path], out: Path, *, as_json: bool, draft: bool = False) -> Any:
+    """Build, write and print a board; a draft also ranks what was measured on a dirty tree."""
     from leaderboard.board import build_board
     from methods.registry import listing
 
     specs = [_plain(row) for row in listing() if row.spec is not None]
-    board = build_board(folders, specs)
+    board = build_board(folders, specs, rank_dirty=draft)
     for line in board.write(out):
         print(line, file=sys.stderr)
     if as_json:

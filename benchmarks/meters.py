@@ -107,5 +107,6 @@ def source() -> Source:
     top = git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != here:
         return Source(commit=None, dirty=False)
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    # A new, uncommitted method is code that the commit does not name, just as a changed one is.
+    changed = git("status", "--porcelain", "--", "benchmarks", "methods", "datasets_registry", "leaderboard")
     return Source(commit=git("rev-parse", "HEAD"), dirty=bool(changed))

@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.cell_process import Answer, Payload, Question
 from benchmarks.cells import Cell, Task
+from benchmarks.choice_sets import completed
 from datasets_registry.protocol import PROTOCOL, generator, seed_of
 from datasets_registry.records import Comparisons, Int32, Rows
 from methods.interface import Array, Budget
@@ -49,9 +50,10 @@ def rows_of(cell: Cell, task: Task) -> Rows:
     return cell.split.query(task.regime, cell.n_users)
 
 
-def columns_of(answer: Answer, title: str, rows: Rows) -> dict[str, Array]:
+def columns_of(answer: Answer, title: str, cell: Cell, rows: Rows) -> dict[str, Array]:
     """Return the columns of a margins file: the row of each query and what the cell answered to it."""
-    told = {k.removeprefix(f"{title}/"): v for k, v in answer.arrays.items() if k.startswith(f"{title}/")}
+    _, stands = completed(cell.prepared.data.comparisons.take(rows))
+    told = {k.removeprefix(f"{title}/"): v[stands] for k, v in answer.arrays.items() if k.startswith(f"{title}/")}
     return {"row": rows.astype(np.int32), **told}
 
 
@@ -68,7 +70,7 @@ def shuffled(comparisons: Comparisons, *context: object) -> Comparisons:
 
 
 def _question(cell: Cell, title: str, history: Comparisons, rows: Rows, *, wrong: bool = False) -> Question:
-    queries = cell.prepared.data.comparisons.take(rows).hidden()
+    queries, _ = completed(cell.prepared.data.comparisons.take(rows))
     users = np.unique(queries.user).astype(np.int32)
     return Question(
         title=title,

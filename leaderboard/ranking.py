@@ -13,7 +13,7 @@ from leaderboard.labels import Reals
 from leaderboard.metrics import METRICS, Estimate, curves, person_accuracy
 from leaderboard.panel import Column, Entrant, Panel, Setting, count_order
 from leaderboard.records import RunRecord
-from leaderboard.rows import Badge, Curve, CurvePoint, Interval, Overall, Place, RankInterval, Row, rounded
+from leaderboard.rows import Badge, Curve, CurvePoint, Interval, Overall, RankInterval, Row, rounded
 from leaderboard.statistics import interval, pairwise, rank_interval, ranks, tiers
 
 MAX_IMPUTED = 0.10

@@ -95,7 +95,9 @@ def gather(folders: Sequence[Path], labels: Labels) -> Gathered:
             if place in best:
                 each, worse = sorted((best[place], each), key=_preference)
                 if worse.record != each.record:
-                    out.skip(f"record {worse.record.key[:16]}", f"superseded by {each.record.key[:16]} of the same cell")
+                    out.skip(
+                        f"record {worse.record.key[:16]}", f"superseded by {each.record.key[:16]} of the same cell"
+                    )
             best[place] = each
     out.located = sorted(best.values(), key=lambda e: (e.setting.order, e.entrant.order, e.record.seed))
     out.skipped.sort()
@@ -117,9 +119,7 @@ def _setting(record: RunRecord, labels: Labels) -> Setting:
     if (digest := labels.split(dataset.name, split.fold, split.draw).digest) != split.sha256:
         raise DataError(f"the split is not the registry's: {split.sha256[:12]}… instead of {digest[:12]}…")
     people = labels.people(dataset.name, split.fold, split.draw, split.n_users)
-    return Setting(
-        dataset.name, dataset.encoder, split.regime, split.n_train, split.n_support, people, split.imbalance
-    )
+    return Setting(dataset.name, dataset.encoder, split.regime, split.n_train, split.n_support, people, split.imbalance)
 
 
 def panels(gathered: Gathered, labels: Labels) -> Iterator[Panel]:
@@ -173,8 +173,9 @@ def _block(
     beta = np.array(_temperatures([e if g else None for e, g in zip(located, given, strict=True)], labels, gathered))
     imputed = np.zeros(k, dtype=bool)
     pooled = {
-        c.setting: n for n, c in reversed(list(enumerate(columns))) if c.entrant.method == POOLED and given[n]
-        and c.entrant.control is None
+        c.setting: n
+        for n, c in reversed(list(enumerate(columns)))
+        if c.entrant.method == POOLED and given[n] and c.entrant.control is None
     }
     for column in np.flatnonzero(~given):
         setting = columns[column].setting

@@ -212,9 +212,15 @@ def ranks(values: Reals) -> Index:
 
 
 def rank_interval(draws: Reals, level: float = LEVEL) -> tuple[Index, Index]:
-    """Return the interval of the rank of each row of draws [k, draws]: whole numbers low [k], high [k]."""
-    place = np.argsort(np.argsort(-draws, axis=0, kind="stable"), axis=0, kind="stable") + 1
+    """Return the interval of the rank of each row of draws [k, draws]: whole numbers low [k], high [k].
+
+    Equal draws share the places they fill: the first of them counts for low, the last for high.
+    """
+    from scipy.stats import rankdata
+
     tail = (1 - level) / 2
-    low = np.quantile(place, tail, axis=1, method="lower")
-    high = np.quantile(place, 1 - tail, axis=1, method="higher")
+    # Equal margins give draws that may differ in the last bit of a sum.
+    downwards = -np.round(draws, 12)
+    low = np.quantile(rankdata(downwards, method="min", axis=0), tail, axis=1, method="lower")
+    high = np.quantile(rankdata(downwards, method="max", axis=0), 1 - tail, axis=1, method="higher")
     return low.astype(np.int64), high.astype(np.int64)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets_registry.protocol import mix, seed_of
 from datasets_registry.records import Comparisons, Float32, Float64
 from methods.interface import Histories, World
 
@@ -89,6 +90,10 @@ class Pairs:
             else:
                 yield at, self.world.differences(self.histories.table.take(at)) * self.scale
 
+    def design(self) -> Float32:
+        """Return the whole design, float32 [n, d], whether it is held or not."""
+        return self.held if self.held is not None else np.concatenate([x for _, x in self.blocks()])
+
     def project(self, columns: Array) -> Float32:
         """Return X columns, float32 [n, k], for columns [d, k]."""
         out = np.empty((len(self), columns.shape[1]), np.float32)
@@ -119,6 +124,25 @@ def feature_scale(world: World, table: Comparisons) -> Float32:
     size = np.sqrt(squares / max(len(table), 1))
     floor = 1e-3 * float(size.max(initial=0.0))
     return np.where(size > 0, 1.0 / np.maximum(size, floor or 1.0), 0.0).astype(np.float32)
+
+
+def person_draws(pairs: Pairs, k: int, seed: int) -> Float64:
+    """Return normal draws, float64 [n_users, k], that belong to what a person compared and not to a row number.
+
+    So neither renaming people nor another order of them changes a fit that starts from the draws.
+    """
+    from scipy.special import ndtri
+
+    table = pairs.histories.table
+    low = np.minimum(table.first, table.second).astype(np.uint64)
+    high = np.maximum(table.first, table.second).astype(np.uint64)
+    starts = pairs.offsets[:-1][pairs.histories.lengths > 0]
+    key = np.zeros(pairs.n_users, np.uint64)
+    if len(starts):
+        key[pairs.histories.lengths > 0] = np.add.reduceat(mix(low + np.uint64(1), high + np.uint64(1)), starts)
+    salt = np.array([seed_of("person-draws", seed, column) for column in range(k)], np.uint64)
+    draws = mix(np.repeat(key[:, None], k, 1), np.repeat(salt[None], pairs.n_users, 0))
+    return ndtri(((draws >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53)
 
 
 def sigmoid(margin: Array) -> Array:

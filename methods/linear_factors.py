@@ -1,8 +1,8 @@
 """The low-rank linear factor family: theta_u = theta_0 + s B g(a_u), B shared [d, r], a_u per user [r].
 
 One class for P-ShareLoRA on frozen features, LoRe, and whatever else is this model with another link g, prior or way of
-fitting. A preset gives `fit` (which sets `scale_`, `gain_`, `base_`, `basis_`, `empty_`), and, where they differ, `codes` (g) and
-`infer` (a_u from a history).
+fitting. A preset gives `fit` (which sets `scale_`, `gain_`, `base_`, `basis_`, `empty_`), `infer` (a_u from a history)
+and, where it is not the identity, `codes` (g).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _TUNING_USERS = 2000
 class LinearFactors(LinearMethod):
     """Reward <theta_0 + s B g(a_u), phi(x)>; what a preset sets is listed in the module's docstring.
 
-    scale_: float32 [d] feature scale; gain_: the number s; base_: float32 [d]; basis_: float32 [d, r], both on scaled features;
-    empty_: float32 [r], the coordinates of someone who said nothing.
+    scale_: float32 [d] feature scale; gain_: the number s; base_: float32 [d] and basis_: float32 [d, r], both on
+    scaled features; empty_: float32 [r], the coordinates of someone who said nothing.
     """
 
     scale_: Float32
@@ -127,11 +127,11 @@ def train_factors(
 
 
 def refine_factors(pairs: Pairs, point: Factors, *, rounds: int, iterations: int, ridge: float = 1.0) -> Factors:
-    """Return the empirical-Bayes fit near a MAP, or the MAP for 0 rounds: Laplace EM over theta_0 and B with a_u ~ N(0, I).
+    """Return the empirical-Bayes fit near a MAP (itself for 0 rounds): Laplace EM over theta_0, B with a_u ~ N(0, I).
 
-    The joint MAP treats every a_u as if it were known exactly, which at a few comparisons per person shrinks B and tilts
-    it. EM weighs each person by the posterior covariance V_u. The prior's mean and covariance are learned in the same
-    round and folded into theta_0 and B (parameter expansion: Liu, Rubin and Wu 1998), so EM does not crawl.
+    The joint MAP treats every a_u as if it were known exactly, which shrinks B at a few comparisons per person. EM
+    weighs each person by the posterior covariance V_u. The prior's mean and covariance are learned in the same round
+    and folded into theta_0 and B (parameter expansion: Liu, Rubin and Wu 1998), so EM does not crawl.
     """
     codes: Float64 | None = None
     for _ in range(rounds):
@@ -214,7 +214,7 @@ class Training:
         return refine_factors(pairs, found, rounds=self.rounds, iterations=5)
 
     def resume(self, pairs: Pairs, found: Factors) -> Factors:
-        """Return factors that were trained on a part of the people, trained on with all of them: short, as B is known."""
+        """Return factors of a part of the people trained on with everybody: briefly, as B is known."""
         if self.rounds:
             return refine_factors(pairs, found, rounds=3, iterations=4)
         return replace(self, iterations=10).run(pairs, found)

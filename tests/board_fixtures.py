@@ -126,7 +126,9 @@ class Bench:
         rows = parted.query(regime)
         mean_train = mean_units(data, parted.train(n_train), parted.seen)
         had = mean_train if regime == "seen" else n_support
-        key = canonical_sha256([name, dataset, seed, n_train, regime, n_support, parts.get("control"), parts.get("config")])
+        key = canonical_sha256(
+            [name, dataset, seed, n_train, regime, n_support, parts.get("control"), parts.get("config")]
+        )
         margins = None
         if status == "ok":
             columns = {"row": rows.astype(np.int32), "margin": np.asarray(scorer(data, rows, had), np.float32)}

@@ -25,7 +25,7 @@ CARD = Card(
     "with each other available one. Holders of a season ticket (GA) pay nothing for train and Swissmetro, as in the "
     "authors' models: the file has the price of the whole ticket. Nearly every situation is one person's own, so the "
     "clusters are nine blocks over which each person's situations are spread evenly by a seeded order; a situation "
-    "met by several people is in one block.",
+    "met by several people is in one block. Eight times a person met a situation twice: one unit.",
 )
 
 BLOCKS = 9

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from datasets_registry.errors import RequestError
-from datasets_registry.protocol import generator
+from datasets_registry.protocol import seed_of
 from datasets_registry.records import Comparisons, Float32, Float64
-from methods.bradley_terry import Pairs, nll, pooled
+from methods.bradley_terry import Pairs, nll, person_draws, pooled
 from methods.interface import Array, Budget, Histories, LinearMethod, MethodSpec, UserState, World, stack, unstack
 from methods.registry import register
 
@@ -49,11 +49,11 @@ class ClusteredBT(LinearMethod):
         self.world = world
         pairs, users = Pairs.of_seen(world, train)
         self.scale_ = pairs.scale
-        draw = generator("clustered-bt", budget.seed)
         average = pooled(pairs, self.ridge)
         best = float("-inf")
-        for _ in range(self.restarts if self.clusters > 1 else 1):
-            member = draw.integers(0, self.clusters, len(users))
+        for restart in range(self.restarts if self.clusters > 1 else 1):
+            start = person_draws(pairs, self.clusters, seed_of("clustered-bt", budget.seed, restart))
+            member = start.argmax(1)
             theta = np.tile(average, (self.clusters, 1))
             likelihood = float("-inf")
             for _ in range(self.iterations):

@@ -35,8 +35,8 @@ class HierarchicalBT(LinearMethod):
         per_user_parameters="d",
         cold_start="mu, the mean person",
         deviations=(
-            "Laplace approximation instead of simulation; above `dimensions` features the deviations theta_u - mu live in "
-            "the leading principal components of the training differences; EM runs on at most 4000 people"
+            "Laplace approximation instead of simulation; above `dimensions` features the deviations theta_u - mu live "
+            "in the leading principal components of the training differences; EM runs on at most `people` people"
         ),
     )
 

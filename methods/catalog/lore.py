@@ -15,7 +15,7 @@ import numpy as np
 from datasets_registry.errors import RequestError
 from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float64
-from methods.bradley_terry import Logistic, Pairs, macro_nll, sigmoid
+from methods.bradley_terry import Logistic, Pairs, macro_nll, person_draws, sigmoid
 from methods.interface import Array, Budget, MethodSpec, World
 from methods.linear_factors import LinearFactors
 from methods.registry import register
@@ -36,11 +36,11 @@ class LoRe(LinearFactors):
         per_user_parameters="K",
         cold_start="the mean softmax weight of seen people (undefined in the paper)",
         deviations=(
-            "any frozen features, standardised, instead of one 4096-d encoder; temperature None is 100 d / 4096, so that "
-            "an Adam step changes a margin as much as published; Adam's rate falls to zero by a cosine, and the iterate "
-            "with the smallest macro validation NLL is kept, as 1000 constant steps without penalty diverge on separable "
-            "people; w_u of a new person starts at the mean seen weights and not at random; no reference-reward penalty "
-            "(published alpha = 0); a text pipeline that lets formatting separate the classes is not reproduced"
+            "any frozen features, standardised, instead of one 4096-d encoder; temperature None is 100 d / 4096, so "
+            "that an Adam step changes a margin as much as published; Adam's rate falls to zero by a cosine, and the "
+            "iterate with the smallest macro validation NLL is kept, as 1000 constant steps without penalty diverge on "
+            "separable people; w_u of a new person starts at the mean seen weights and not at random; no penalty "
+            "towards a reference reward (published alpha = 0); draws belong to what a person compared"
         ),
     )
 
@@ -72,7 +72,7 @@ class LoRe(LinearFactors):
         self.base_ = np.zeros(d, np.float32)
         self.gain_ = 1.0 / (100.0 * d / 4096.0 if self.temperature is None else self.temperature)
         draw = generator("lore", budget.seed)
-        begin = [draw.normal(size=(d, self.rank)) / np.sqrt(d), draw.normal(size=(len(users), self.rank))]
+        begin = [draw.normal(size=(d, self.rank)) / np.sqrt(d), person_draws(pairs, self.rank, budget.seed)]
         share = _share_of_person(pairs.user, pairs.weight)
         at = np.minimum(np.searchsorted(users, val.user), len(users) - 1)
         held_out = val.take(users[at] == val.user)

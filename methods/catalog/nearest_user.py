@@ -2,6 +2,8 @@
 
     theta_u = sum_v p_v theta_v,   p = softmax over the k likeliest v of log P(history of u | theta_v),   v != u
     theta_v [d] of seen people from per-user-bt;   no history: theta_pooled
+
+A control: what copying similar people gives, without a model of how they differ.
 """
 
 from __future__ import annotations

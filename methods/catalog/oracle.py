@@ -32,9 +32,6 @@ class Oracle(Method):
         deviations="label noise (flip) is left out of the margin: it changes no sign",
         needs=frozenset({"truth"}),
         role="control",
-        expected_failures={
-            "permuting people permutes results": "its weights belong to user rows of the simulation, not to histories",
-        },
     )
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:

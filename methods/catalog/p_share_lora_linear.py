@@ -15,7 +15,7 @@ import numpy as np
 from datasets_registry.errors import RequestError
 from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float64
-from methods.bradley_terry import Logistic, Pairs
+from methods.bradley_terry import Logistic, Pairs, person_draws
 from methods.interface import Budget, MethodSpec, World
 from methods.linear_factors import LinearFactors, Shrinkage, Training, begin_factors, global_run, tuned_factors
 from methods.registry import register
@@ -38,11 +38,12 @@ class PShareLoRALinear(LinearFactors):
         per_user_parameters="r",
         cold_start="a_i = 0, the prior mean: theta_0, the average person",
         deviations=(
-            "the adapted layer is the linear reward on frozen features, so A_i is a vector; MAP with Gaussian penalties "
-            "chosen on validation and L-BFGS instead of AdamW for 3 epochs; theta_0 is trained (the paper's score head "
-            "is); the penalty acts on (alpha/r) B, so alpha rescales the stored B and changes no prediction; where validation "
-            "prefers it, five rounds of empirical-Bayes EM follow the MAP; one initialisation scale for every variant; init='copied' and 'warmup' jitter the copies by 1 %, "
-            "because exactly equal vectors keep B at rank one"
+            "the adapted layer is the linear reward on frozen features, so A_i is a vector; MAP with Gaussian "
+            "penalties chosen on validation and L-BFGS instead of AdamW for 3 epochs, followed by empirical-Bayes EM "
+            "where validation prefers it; theta_0 is trained (the paper's score head is); the penalty acts on "
+            "(alpha/r) B, so alpha rescales the stored B and changes no prediction; one initialisation scale for every "
+            "variant; codes are drawn from what a person compared, so that renaming people changes nothing; "
+            "init='copied' and 'warmup' jitter the copies by 1 %, as exactly equal vectors keep B at rank one"
         ),
     )
 
@@ -75,7 +76,7 @@ class PShareLoRALinear(LinearFactors):
         self.scale_ = pairs.scale
         self.rank_ = min(self.rank, len(pairs.scale))
         theta = global_run(pairs)
-        codes = self._drawn(len(users), budget.seed)
+        codes = self._drawn(pairs, budget.seed)
         short = max(1, round(0.15 * self.iterations))
         if self.init == "warmup":
             theta = 0.15 * theta
@@ -95,12 +96,11 @@ class PShareLoRALinear(LinearFactors):
         """Return the MAP a_i given B, float64 [n_users, r]: the same problem that training solves for a seen person."""
         return problem.modes(self.code_ridge_)
 
-    def _drawn(self, n_users: int, seed: int) -> Float64:
+    def _drawn(self, pairs: Pairs, seed: int) -> Float64:
         """Return the codes before training, float64 [n_users, r], in the paper's three ways."""
-        draw = generator("p-share-lora-linear", seed)
-        own = draw.normal(size=(n_users, self.rank_))
+        own = person_draws(pairs, self.rank_, seed)
         if self.init != "independent":
-            own = draw.normal(size=self.rank_) + 0.01 * own
+            own = generator("p-share-lora-linear", seed).normal(size=self.rank_) + 0.01 * own
         return self.init_scale * own
 
     def _check(self) -> None:

@@ -58,8 +58,7 @@ class PerUserBT(LinearMethod):
     def _deviations(self, pairs: Pairs, shrinkage: float, start: Float64 | None = None) -> Float64:
         """Return theta_u - theta_pooled, float64 [n_users, d], on scaled features."""
         base = pairs.project(self.theta_[:, None])[:, 0]
-        design = pairs.project(np.eye(len(self.theta_))) if pairs.held is None else pairs.held
-        return Logistic.of(pairs, design, base).modes(shrinkage, start=start)
+        return Logistic.of(pairs, pairs.design(), base).modes(shrinkage, start=start)
 
     def _chosen(self, pairs: Pairs, users: np.ndarray, val: Comparisons) -> float:
         """Return the lambda with the smallest macro validation NLL, strong to weak and warm-started."""

@@ -1,0 +1,106 @@
+"""The paired difference of two entrants: per dataset, regime and budget, and over all datasets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from datasets_registry.errors import RequestError, unknown
+from datasets_registry.protocol import Count
+from leaderboard.board import labeller
+from leaderboard.labels import Labels, Reals
+from leaderboard.metrics import acc_macro
+from leaderboard.panel import POOLED, Setting
+from leaderboard.ranking import headlines
+from leaderboard.rows import rounded
+from leaderboard.scoring import gather, panels
+from leaderboard.statistics import interval
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Accuracy of the first minus that of the second, with its 95 % interval; `dataset` is "overall" for the mean."""
+
+    dataset: str
+    encoder: str | None
+    regime: Literal["seen", "unseen"]
+    n_train: Count | None
+    n_support: int | None
+    n_users: Count | None
+    imbalance: str | None
+    seeds: int
+    difference: float
+    low: float
+    high: float
+
+
+def compare(first: str, second: str, results: Path, labels: Labels | None = None) -> list[Difference]:
+    """Compare two entrants by label (their name, unless it has several configurations) on the same people and units.
+
+    The overall rows are means over the headline settings of all datasets that have both. Raises RequestError when a
+    label is not there, or when there is no setting in which both were measured.
+    """
+    labels = labels or Labels()
+    if not results.is_dir():
+        raise RequestError(
+            f"results folder {str(results)!r} does not exist. Make one: hetpref run quick --out {results}"
+        )
+    gathered = gather([results], labels)
+    labelled = labeller([e.entrant for e in gathered.located])
+    known = sorted({labelled(e.entrant) for e in gathered.located})
+    for name in (first, second):
+        if name not in known:
+            raise unknown("method", name, known, then="These were measured in this folder")
+    gathered.located = [e for e in gathered.located if labelled(e.entrant) in (first, second, POOLED)]
+    shown = headlines([e.setting for e in gathered.located])
+    out: list[Difference] = []
+    pooled: dict[str, list[tuple[float, Reals, int]]] = defaultdict(list)
+    for panel in panels(gathered, labels):
+        accuracy = acc_macro(panel)
+        assert accuracy.draws is not None
+        at: dict[Setting, dict[str, int]] = defaultdict(dict)
+        for k, column in enumerate(panel.columns):
+            at[column.setting][labelled(column.entrant)] = k
+        for setting, columns in at.items():
+            if first not in columns or second not in columns:
+                continue
+            a, b = columns[first], columns[second]
+            if not panel.given[:, a].any() or (panel.given[:, a] != panel.given[:, b]).any():
+                continue
+            value = float(accuracy.value[a] - accuracy.value[b])
+            draws = accuracy.draws[a] - accuracy.draws[b]
+            seeds = int(panel.given[:, a].sum())
+            out.append(_difference(setting, setting.regime, value, draws, seeds))
+            if setting in shown:
+                pooled[setting.regime].append((value, draws, seeds))
+    if not out:
+        raise RequestError(f"{first} and {second} have no setting and seeds in common; run both with one suite")
+    for regime, told in sorted(pooled.items()):
+        mean = np.mean([d for _, d, _ in told], axis=0)
+        value = float(np.mean([v for v, _, _ in told]))
+        least = min(s for _, _, s in told)
+        out.append(_difference(None, "seen" if regime == "seen" else "unseen", value, mean, least))
+    return out
+
+
+def _difference(
+    setting: Setting | None, regime: Literal["seen", "unseen"], value: float, draws: Reals, seeds: int
+) -> Difference:
+    low, high = interval(draws[None])
+    return Difference(
+        dataset=setting.dataset if setting else "overall",
+        encoder=setting.encoder if setting else None,
+        regime=regime,
+        n_train=setting.n_train if setting else None,
+        n_support=setting.n_support if setting else None,
+        n_users=setting.n_users if setting else None,
+        imbalance=setting.imbalance if setting else None,
+        seeds=seeds,
+        difference=rounded(value) or 0.0,
+        low=rounded(float(low[0])) or 0.0,
+        high=rounded(float(high[0])) or 0.0,
+    )

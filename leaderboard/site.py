@@ -1,0 +1,93 @@
+"""The page: one HTML file that needs nothing else, works from a file and offline, and shows hostile text as text."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from leaderboard.markdown import READING, bracketed, cost_cells, notes, number
+from leaderboard.plots import by_dataset, figures, slug
+from leaderboard.rows import Leaderboard, Row
+
+COLUMNS: tuple[tuple[str, str, str, str], ...] = (
+    ("acc_macro", "Accuracy", ".3f", "mean over people of the mean over their units"),
+    ("gain", "Gain", "+.3f", "paired difference to pooled Bradley-Terry on the same features"),
+    ("worst10", "Worst 10 %", ".3f", "accuracy of the lowest tenth of people, cross-fitted"),
+    ("harm", "Harm", ".0%", "share of people worse than pooled by more than one standard error"),
+    ("specificity", "Specificity", "+.3f", "accuracy lost with another person's state"),
+    ("aulc", "AULC", ".3f", "area under accuracy over log2(1 + n), normalised"),
+    ("n_at_gain", "n@gain", "g", "least data per person with a gain of a point, interval above 0"),
+    ("nll_t", "NLL (T)", ".3f", "log loss after one temperature fitted on validation"),
+    ("ece_t", "ECE (T)", ".3f", "calibration error after one temperature"),
+    ("regret", "Regret", ".3f", "best-of-n regret against the true utilities (simulated data)"),
+    ("closed_gap", "Gap closed", ".0%", "share of the way from pooled to the oracle (simulated data)"),
+)
+
+
+def site(board: Leaderboard) -> str:
+    """Return the whole page, scripts and figures inlined."""
+    import vl_convert
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("leaderboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["bracketed"] = bracketed
+    specs = figures(board)
+    cards = [_flat(method) for method in board.methods]
+    return environment.get_template("index.html.j2").render(
+        board=board,
+        columns=COLUMNS,
+        datasets=[_dataset(name, rows, specs) for name, rows in by_dataset(board).items()],
+        cards={str(c.get("id", c.get("name"))): c for c in board.datasets},
+        methods=cards,
+        titles={str(m.get("name")): str(m.get("title", m.get("name"))) for m in cards},
+        notes=notes,
+        cost_cells=cost_cells,
+        whisker=whisker,
+        slug=slug,
+        reading=READING.replace("`", "").replace("*", ""),
+        figures=embedded(specs),
+        bundle=script_safe(vl_convert.javascript_bundle() if specs else ""),
+    )
+
+
+def embedded(value: Any) -> str:
+    r"""Return JSON that may stand inside a script element, whatever text is in it.
+
+    >>> embedded({"a": "</script>"})
+    '{"a":"\\u003c/script\\u003e"}'
+    """
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def script_safe(source: str) -> str:
+    """Return library code with nothing in it that would close its script element."""
+    return re.sub(r"<(?=/script|!--)", r"\\x3c", source, flags=re.IGNORECASE)
+
+
+def whisker(row: Row) -> dict[str, float] | None:
+    """Return where the 5, 25, 50, 75 and 95 % points of people's accuracy stand in a strip that is 100 wide."""
+    if len(row.people) != 5:
+        return None
+    return dict(zip(("p5", "p25", "p50", "p75", "p95"), (round(100 * p, 1) for p in row.people), strict=True))
+
+
+def _dataset(name: str, rows: list[Row], specs: dict[str, Any]) -> dict[str, Any]:
+    mine = {f"{kind}-{r.dataset}-{r.encoder}-{r.regime}" for r in rows for kind in ("curve", "bytes")}
+    shown = [c for c in COLUMNS if any(getattr(r, c[0]).value is not None for r in rows)]
+    names = sorted((slug(m) for m in mine), key=lambda s: (not s.startswith("curve"), s))
+    return {"name": name, "rows": rows, "columns": shown, "figures": [s for s in names if s in specs]}
+
+
+def _flat(method: dict[str, Any]) -> dict[str, Any]:
+    """Return a method card with the fields of its spec beside its name."""
+    spec = method.get("spec")
+    return {**method, **spec} if isinstance(spec, dict) else method

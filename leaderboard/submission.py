@@ -1,0 +1,103 @@
+"""A submission: one method's records and margins in a folder of their own, verified, and where it would rank."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets_registry.errors import DataError, RequestError, unknown
+from datasets_registry.protocol import PROTOCOL
+from leaderboard.board import build_board
+from leaderboard.labels import Labels
+from leaderboard.records import RunRecord
+from leaderboard.rows import Row
+from leaderboard.store import ResultsFolder, read_record, write_atomically
+from leaderboard.verify import MANIFEST, Refusal, verify
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A bundle, the reasons why it would be refused, and its headline rows on the board of the results it came from."""
+
+    folder: Path
+    refusals: list[Refusal]
+    rows: list[Row]
+
+    @property
+    def text(self) -> str:
+        """Return the report for a person."""
+        from leaderboard.markdown import bracketed
+
+        out = [f"bundled into {self.folder}"]
+        for row in self.rows:
+            place = (
+                f"tier {row.tier}, rank {row.rank.value} [{row.rank.low}–{row.rank.high}]" if row.rank else "not ranked"
+            )
+            budget = f"n_train {row.n_train}" + (f", n_support {row.n_support}" if row.n_support is not None else "")
+            flag = f" ({row.badge})" if row.badge == "reported" else ""
+            out.append(
+                f"{row.dataset}, {row.regime}, {budget}: {place}{flag}, accuracy {bracketed(row.acc_macro)}, "
+                f"gain {bracketed(row.gain, '+.3f')}"
+            )
+        if self.refusals:
+            out.append(f"it would be refused for {len(self.refusals)} reasons:")
+            out += [f"  {r.file}: {r.field}: found {r.found}; required {r.required}" for r in self.refusals]
+        else:
+            out.append("verified: it would be accepted as it is")
+        return "\n".join(out)
+
+
+def submit(method: str, results: Path, out: Path, labels: Labels | None = None) -> Submission:
+    """Bundle a method's records from a results folder, verify the bundle and preview its rows.
+
+    Raises RequestError when the method has no records there, or when `out` holds something that is not a bundle.
+    """
+    labels = labels or Labels()
+    folder = bundle(method, results, out)
+    rows = [r for r in build_board([results], labels=labels).leaderboard.rows if r.method == method and r.headline]
+    return Submission(folder, verify(folder, labels), [r for r in rows if r.control is None])
+
+
+def bundle(method: str, results: Path, out: Path) -> Path:
+    """Copy a method's records and the margins they name into `out`, with a manifest of sha256 digests."""
+    source = ResultsFolder(results)
+    if not (results / "records").is_dir():
+        raise RequestError(
+            f"{str(results)!r} is no results folder: it has no records/. Run a suite first: hetpref run quick"
+        )
+    known = sorted({p.parent.name for p in source.record_files()})
+    if method not in known:
+        raise unknown("method", method, known, then="These have records in this folder")
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise RequestError(f"{out} exists and is not a submission; give another folder with --out")
+    records = [(p, read_record(p)) for p in source.record_files() if p.parent.name == method]
+    names: list[str] = []
+    for path, record in records:
+        names += [path.relative_to(results).as_posix(), *_files_of(record)]
+    if out.exists():
+        shutil.rmtree(out)
+    digests: dict[str, str] = {}
+    for name in sorted(set(names)):
+        origin = results / name
+        if not origin.resolve().is_relative_to(results.resolve()) or not origin.is_file():
+            raise DataError(f"{name} is named by a record, but is no file of {results}. Run the cell again")
+        raw = origin.read_bytes()
+        digests[name] = hashlib.sha256(raw).hexdigest()
+        write_atomically(out / name, raw)
+    told = {"schema_version": 1, "protocol": PROTOCOL, "method": method, "records": len(records), "files": digests}
+    told |= {"commits": sorted({r.source.commit or "unknown" for _, r in records})}
+    told |= {"dirty": any(r.source.dirty for _, r in records)}
+    told |= {"failed": sum(r.status != "ok" for _, r in records)}
+    told |= {"truncated": sum(r.counts.truncated for _, r in records)}
+    write_atomically(out / MANIFEST, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
+    return out
+
+
+def _files_of(record: RunRecord) -> list[str]:
+    if record.margins is None:
+        return []
+    validation = [record.margins.validation.path] if record.margins.validation else []
+    return [record.margins.path, *validation]

@@ -1,0 +1,264 @@
+"""Every reason why a record, a results folder or a submission is refused. What is read here is hostile input.
+
+Nothing is executed and nothing but JSON and Parquet is opened; sizes are looked at before content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from datasets_registry.errors import HetprefError, RequestError
+from datasets_registry.protocol import FOLDS, PROTOCOL
+from leaderboard.labels import Labels, Query
+from leaderboard.records import FileRef, RunRecord, canonical_sha256
+from leaderboard.store import MAX_RECORD_BYTES, ResultsFolder
+
+MAX_MARGINS_BYTES = 256 << 20
+MAX_FILES = 100_000
+MIN_SEEDS = 3
+MAX_SEEDS = 3 * FOLDS
+MANIFEST = "manifest.json"
+_SAFE = frozenset({".json", ".parquet", ".jsonl", ".md", ".txt"})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One reason: where, which field, what was found and what is required."""
+
+    file: str
+    field: str
+    found: str
+    required: str
+
+
+@dataclass(slots=True)
+class _Report:
+    labels: Labels
+    refusals: list[Refusal] = field(default_factory=list[Refusal])
+
+    def __call__(self, file: str, name: str, found: object, required: object) -> None:
+        self.refusals.append(Refusal(file, name, str(found)[:300], str(required)[:300]))
+
+
+def verify(path: Path, labels: Labels | None = None) -> list[Refusal]:
+    """Return every reason to refuse a record file, a results folder or a submission; none means accepted.
+
+    A folder with a manifest is a submission: it must hold nothing but what the manifest names, and enough seeds.
+    Raises RequestError when there is nothing at the path.
+    """
+    report = _Report(labels or Labels())
+    if path.is_file():
+        _record(path, _root_of(path), report)
+    elif path.is_dir():
+        _folder(path, report)
+    else:
+        raise RequestError(f"{str(path)!r} does not exist. Give a record, a results folder or a submission")
+    return report.refusals
+
+
+def _root_of(path: Path) -> Path:
+    return path.parents[3] if len(path.parents) > 3 and path.parents[2].name == "records" else path.parent
+
+
+def _folder(root: Path, report: _Report) -> None:
+    manifest = root / MANIFEST
+    if manifest.exists() or manifest.is_symlink():
+        _bundle(root, report)
+    for number, path in enumerate((root / "records").rglob("*")):
+        if number >= MAX_FILES:
+            report("records", "files", f"more than {MAX_FILES}", f"at most {MAX_FILES}")
+            break
+        if path.is_symlink():
+            report(_name(path, root), "file", "a symbolic link", "a plain file: nothing may leave the folder")
+        elif path.is_file() and path.suffix != ".json" and not path.name.endswith(".tmp"):
+            report(_name(path, root), "file", path.suffix, "only .json files stand under records/")
+    files = [p for p in ResultsFolder(root).record_files() if not p.is_symlink()]
+    if not files:
+        report("records", "files", "none", "records/<dataset>/<method>/<key>.json")
+    records = [r for r in (_record(path, root, report) for path in files) if r]
+    if manifest.exists():
+        _seeds(records, report)
+
+
+def _bundle(root: Path, report: _Report) -> None:
+    """Check that a submission holds what its manifest names, unaltered, and nothing else."""
+    try:
+        if (root / MANIFEST).is_symlink() or (root / MANIFEST).stat().st_size > 64 << 20:
+            raise ValueError("not a plain file of at most 64 MB")
+        told: dict[str, Any] = json.loads((root / MANIFEST).read_bytes())
+        named: dict[str, str] = {str(k): str(v) for k, v in dict(told["files"]).items()}
+        if told.get("protocol") != PROTOCOL:
+            report(MANIFEST, "protocol", told.get("protocol"), PROTOCOL)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as why:
+        report(MANIFEST, "file", f"{type(why).__name__}: {why}", 'JSON with "protocol" and "files": {path: sha256}')
+        return
+    there: set[str] = set()
+    for path in sorted(root.rglob("*")):
+        name = _name(path, root)
+        if path.is_symlink():
+            report(name, "file", "a symbolic link", "a plain file: nothing may leave the folder")
+        elif path.is_file() and name != MANIFEST:
+            there.add(name)
+            if path.suffix not in _SAFE:
+                report(name, "file", path.suffix or "no suffix", f"only {', '.join(sorted(_SAFE))}")
+            if name not in named:
+                report(name, "manifest", "not named", "every file with its sha256")
+            elif path.stat().st_size <= MAX_MARGINS_BYTES and (digest := _sha256(path)) != named[name]:
+                report(name, "sha256", digest, named[name])
+    for name in sorted(set(named) - there):
+        report(name, "manifest", "named, but not there", "the file")
+
+
+def _record(path: Path, root: Path, report: _Report) -> RunRecord | None:
+    """Check one record and its margins; returns it when its form is right, whatever else is wrong."""
+    name = _name(path, root)
+    try:
+        if path.stat().st_size > MAX_RECORD_BYTES:
+            report(name, "size", path.stat().st_size, f"at most {MAX_RECORD_BYTES} bytes")
+            return None
+        raw = path.read_bytes()
+        told = json.loads(raw)
+    except (OSError, ValueError, RecursionError) as why:
+        report(name, "file", f"{type(why).__name__}: {why}", "one JSON object")
+        return None
+    if isinstance(told, dict) and told.get("protocol") != PROTOCOL:
+        report(name, "protocol", told.get("protocol"), PROTOCOL)
+    try:
+        record = RunRecord.model_validate_json(raw, strict=True)
+    except ValidationError as why:
+        for each in why.errors(include_url=False):
+            report(name, ".".join(map(str, each["loc"])) or "file", repr(each["input"]), each["msg"])
+        return None
+    _identity(name, path, record, report)
+    _split(name, root, record, report)
+    return record
+
+
+def _identity(name: str, path: Path, record: RunRecord, report: _Report) -> None:
+    method = record.method
+    if (digest := canonical_sha256(method.config)) != method.config_sha256:
+        report(name, "method.config_sha256", method.config_sha256, f"the hash of the parameters, {digest}")
+    place = (record.dataset.name, method.name, f"{record.key}.json")
+    if path.parts[-3:] != place:
+        report(name, "path", "/".join(path.parts[-3:]), "/".join(place))
+    if record.seed >= MAX_SEEDS or record.split.fold != record.seed % FOLDS:
+        report(
+            name,
+            "seed",
+            f"seed {record.seed} on fold {record.split.fold}",
+            f"seed < {MAX_SEEDS} on fold seed mod {FOLDS}",
+        )
+    if record.status == "ok" and record.margins is None:
+        report(name, "margins", "none", "a margins file, since status is ok")
+    if record.status != "ok" and record.margins is not None:
+        report(name, "margins", "a file", f"none, since status is {record.status}")
+    if record.status != "ok" and not record.reason:
+        report(name, "reason", record.reason, f"why the status is {record.status}")
+    if record.margins and record.control is None and "wrong_user" not in record.margins.control:
+        report(name, "margins.control", sorted(record.margins.control), "the control wrong_user")
+    if (record.split.n_support is None) != (record.split.regime == "seen"):
+        report(name, "split.n_support", record.split.n_support, f"null in the seen regime only ({record.split.regime})")
+
+
+def _split(name: str, root: Path, record: RunRecord, report: _Report) -> None:
+    """Check dataset, split, counts and margins against the registry."""
+    at, dataset, labels = record.split, record.dataset, report.labels
+    try:
+        if (digest := labels.digest(dataset.name)) != dataset.sha256:
+            report(name, "dataset.sha256", dataset.sha256, digest)
+        digest = labels.split(dataset.name, at.fold, at.draw).digest
+        if digest != at.sha256:
+            report(name, "split.sha256", at.sha256, f"the registry's, {digest}")
+        people = labels.people(dataset.name, at.fold, at.draw, at.n_users)
+        query = labels.query(dataset.name, at.fold, at.draw, at.regime, people)
+        validation = labels.validation(dataset.name, at.fold, at.draw, people)
+    except HetprefError as why:
+        report(name, "dataset", dataset.name, f"a dataset and split of the registry: {why}")
+        return
+    counts = (len(set(query.user.tolist())), len(query.starts), len(query))
+    if counts != (record.counts.users, record.counts.units, record.counts.comparisons):
+        told = (record.counts.users, record.counts.units, record.counts.comparisons)
+        report(name, "counts", told, f"people, units and comparisons of the split: {counts}")
+    if record.margins:
+        columns = ["margin", *record.margins.control.values()]
+        _margins(name, root, "margins", record.margins, query, columns, report)
+        if record.margins.validation:
+            _margins(name, root, "margins.validation", record.margins.validation, validation, ["margin"], report)
+
+
+def _margins(
+    name: str, root: Path, where: str, ref: FileRef, query: Query, columns: list[str], report: _Report
+) -> None:
+    """Check a margins file: in place, unaltered, Parquet of numbers, each row of the split once, all finite."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    say: Callable[[str, object, object], None] = lambda part, found, required: report(  # noqa: E731
+        name, f"{where}.{part}", found, required
+    )
+    path = root / ref.path
+    if not path.resolve().is_relative_to(root.resolve()) or path.is_symlink():
+        return say("path", ref.path, "a plain file inside the folder")
+    try:
+        if path.stat().st_size > MAX_MARGINS_BYTES:
+            return say("size", path.stat().st_size, f"at most {MAX_MARGINS_BYTES} bytes")
+        raw = path.read_bytes()
+    except OSError as why:
+        return say("path", f"{ref.path}: {why.strerror}", "a file that can be read")
+    if (digest := hashlib.sha256(raw).hexdigest()) != ref.sha256:
+        say("sha256", digest, ref.sha256)
+    try:
+        file = pq.ParquetFile(io.BytesIO(raw))
+        types = {f.name: f.type for f in file.schema_arrow}
+        if file.metadata.num_rows != len(query):
+            say("rows", file.metadata.num_rows, f"{len(query)}: exactly the split's, each once")
+            return
+        for wanted, kind in [("row", "int32"), *((c, "float") for c in columns)]:
+            if wanted not in types or str(types[wanted]) not in (kind, "int64" if wanted == "row" else "double"):
+                say("columns", f"{wanted}: {types.get(wanted)}", f"a column {wanted!r} of type {kind}")
+        present = [c for c in dict.fromkeys(["row", *columns]) if c in types]
+        table = file.read(columns=present, use_threads=False)
+        found = {c: np.asarray(table.column(c)) for c in present}
+    except (pa.ArrowException, OSError, ValueError) as why:
+        return say("file", f"{type(why).__name__}: {why}", "Parquet")
+    if "row" in found and not np.array_equal(np.sort(found["row"]), query.rows):
+        say("rows", query.difference(found["row"]), "exactly the split's, each once")
+    for column in columns:
+        if column in found and found[column].dtype.kind == "f" and not np.isfinite(found[column]).all():
+            say(column, f"{int((~np.isfinite(found[column])).sum())} not finite", "finite numbers")
+    return None
+
+
+def _seeds(records: list[RunRecord], report: _Report) -> None:
+    """Check that every setting of a submission has the first seeds of the protocol, without a gap, and enough."""
+    seeds: dict[tuple[Any, ...], set[int]] = defaultdict(set)
+    for r in records:
+        if r.control is None:
+            s = r.split
+            at = (r.dataset.name, r.dataset.encoder, s.regime, s.n_train, s.n_support, s.imbalance)
+            seeds[r.method.name, r.method.config_sha256, *at].add(r.seed)
+    for setting, found in seeds.items():
+        if len(found) < MIN_SEEDS or found != set(range(len(found))):
+            title = " ".join(str(part) for part in (setting[0], *setting[2:]) if part is not None)
+            report("records", "seeds", f"{sorted(found)} of {title}", f"seeds 0 to {MIN_SEEDS - 1} at least, no gap")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _name(path: Path, root: Path) -> str:
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError:
+        return path.name
