@@ -1,4 +1,4 @@
-"""Start a new method: a file that runs and passes conformance, and its test; in a checkout or as a package of its own."""
+"""Start a new method: a file that runs and passes conformance, and its test; in a checkout or as its own package."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from methods.registry import GROUP, listing
 METHOD = '''"""TITLE (paper, arXiv id): one sentence on the idea.
 
     r_u(x) = <theta_u, phi(x)>,   theta_u [d] = argmin NLL_u + ridge/2 |theta_u - theta|^2,   theta [d] shared
+
+Where this differs from the paper and its code, say so in the spec's `deviations`.
 """
 
 from __future__ import annotations
@@ -63,12 +65,12 @@ class CLASS(LinearMethod):
         return stack(states, "theta")
 '''
 
-TEST = '''from methods.conformance import check
-IMPORT
-
+TEST = '''IMPORT
 def test_conformance():
     assert [r for r in check(SUBJECT) if r.status == "failed"] == []
 '''
+
+OWN = "from MODULE import CLASS\n\n"
 
 PYPROJECT = '''[build-system]
 requires = ["setuptools>=77"]
@@ -110,7 +112,7 @@ def scaffold(name: str, folder: Path, *, plugin: bool = False) -> list[Path]:
     words = {
         "REGISTER_IMPORT\n": "\n" if plugin else "from methods.registry import register\n\n",
         "REGISTER\n": "" if plugin else "@register\n",
-        "IMPORT\n": f"from {module} import CLASS\n\n" if plugin else "\n",
+        "IMPORT\n": f"{OWN if plugin else ''}from methods.conformance import check\n\n",
         "SUBJECT": "CLASS" if plugin else '"NAME"',
         "MODULE": module,
         "GROUP": GROUP,

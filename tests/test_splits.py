@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets_registry import load
 from datasets_registry.errors import DataError, RequestError
 from datasets_registry.protocol import FOLDS
 from datasets_registry.records import Card, Comparisons, Items, PreferenceData, Users
@@ -311,3 +312,41 @@ def test_wrong_requests_say_what_is_allowed():
         s.query("pseudo")
     with pytest.raises(RequestError, match="zipf"):
         s.train(1, imbalance="pareto")
+
+
+# Protocol 2026.1, fold 0, draw 0. A change here is a change of the data or of the assignment: a new dataset version or
+# protocol id, unless nothing has been published under this one.
+GOLDEN = {
+    "electricity@1": "b5d7bd3a31a0b17955ac47b0ad3c5989fbdef6d81920c34a7586029a59460ef0",
+    "train@1": "2e3bc9011ee9d4d07d6d813b02e207c745283295954799b7320378e64709ff0b",
+    "swissmetro@1": "0b9864fb9ee51852b9c839876d37689e9c50f64b9748c97ad4c9d9b5a23eef27",
+    "movielens100k@1": "7928a69de5f5d3bfcd182df3621682ae055ef3d84d52fac07bfacdf09d1bbd86",
+    "planted@1": "f5f49270ee1f09f1218a1c10f9b2ef1e1527322b471eb1d0e4bffec192127177",
+}
+MIRRORED = {
+    "llmfao@1": "34b9a5e0979bcda4f9ae5f324c90824ab56ab75d25d7a429803146865b2e1193",
+    "polis-bowling-green@1": "991b524f076f5e9a5cea480561480eea867a4dfa7eacb6b7b16ef90ec1d90f6a",
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_digests_of_built_in_datasets(name):
+    assert split(load(name)).digest == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_golden_digests_of_mirrored_datasets(name, load_mirrored):
+    assert split(load_mirrored(name)).digest == MIRRORED[name]
+
+
+@pytest.mark.parametrize("fold", range(FOLDS))
+@pytest.mark.parametrize("name", GOLDEN)
+def test_built_in_datasets_can_be_split_and_tuned_in_every_fold(name, fold):
+    data = load(name)
+    s = split(data, fold)
+    t = s.tuning()
+    assert s.budgets()[0] == 1
+    assert s.support_budgets()[:2] == [0, 1]
+    for rows in (*tuning_rows(t), s.validation()):
+        assert len(rows)
+    assert not clusters_of(data, s.query("seen")) & clusters_of(data, s.train())
