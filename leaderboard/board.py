@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def build_board(
     """Score every record of results folders and put them on one board.
 
     `methods` are the cards of methods (at least `name`; `title` is shown), which the caller takes from their registry.
-    A row measured on a dirty tree is `reported` and has no rank, unless `rank_dirty` asks for a draft for one's own eyes.
+    A row measured on a dirty tree is `reported` and has no rank, unless `rank_dirty` asks for a draft for oneself.
     Raises DataError on records of another protocol, RequestError where there are no records at all.
     """
     labels = labels or Labels()
@@ -208,7 +208,7 @@ def costs(gathered: Gathered, labelled: Labeller) -> list[CostRow]:
             groups[each.setting, each.entrant, each.record.environment.device_class].append(each)
     out: list[CostRow] = []
     for (setting, entrant, device_class), members in groups.items():
-        medians: dict[str, float | None] = {}
+        medians: dict[str, Any] = {}
         for name in _COSTS:
             told = [v for m in members if (v := getattr(m.record.cost, name)) is not None]
             medians[name] = rounded(float(np.median(told))) if told else None
@@ -227,7 +227,7 @@ def costs(gathered: Gathered, labelled: Labeller) -> list[CostRow]:
 
 
 def kernels(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the kernel benchmarks found as pytest-benchmark files under `kernels/`: name, median and IQR in seconds."""
+    """Return the kernel benchmarks in pytest-benchmark files under `kernels/`: name, median and IQR in seconds."""
     out: list[dict[str, Any]] = []
     for folder in folders:
         for path in sorted((folder / "kernels").glob("*.json")):
@@ -267,15 +267,15 @@ def ledger(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _plain(value: Any) -> Any:
     """Return a JSON value of cards: sets sorted, tuples as lists, floats rounded."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, set | frozenset):
-        return sorted(str(v) for v in value)
+        return sorted(str(v) for v in cast(set[Any], value))
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v) for v in cast(list[Any], value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(dataclasses.asdict(value))
-    if isinstance(value, float | np.floating):
-        return rounded(float(value))
-    if isinstance(value, np.integer):
-        return int(value)
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return rounded(value)
     return value if value is None or isinstance(value, str | int | bool) else str(value)

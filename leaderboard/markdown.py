@@ -28,14 +28,14 @@ _HEAD = (
     "NLL (T)",
     "",
 )
-READING = """Accuracy is the mean over people of the mean over their units (a person and a prompt); brackets are 95 % intervals
-of a bootstrap over seeds, people and units. Gain is the paired difference to pooled Bradley-Terry on the same features.
-Methods of one tier cannot be told apart after Holm's correction: read the tier first, then the rank, whose 95 % interval
-is beside it. Worst 10 % is the accuracy of the lowest tenth of people; harm is the share of people served worse than by
-the pooled model by more than a standard error; specificity is what is lost with another person's state; AULC is the area
-under accuracy over log2(1 + n); n@gain is the least data per person with a gain of at least one point. Controls are in
-*italics* and not ranked. `imputed`: cells that failed or are missing count as pooled Bradley-Terry; above 10 % there is no
-rank. `reported`: measured on a tree with uncommitted changes, therefore not ranked."""
+READING = """Accuracy is the mean over people of the mean over their units (a person and a prompt); brackets are 95 %
+intervals of a bootstrap over seeds, people and units. Gain is the paired difference to pooled Bradley-Terry on the same
+features. Methods of one tier cannot be told apart after Holm's correction: read the tier first, then the rank, whose
+95 % interval is beside it. Worst 10 % is the accuracy of the lowest tenth of people; harm is the share of people served
+worse than by the pooled model by more than a standard error; specificity is what is lost with another person's state;
+AULC is the area under accuracy over log2(1 + n); n@gain is the least data per person with a gain of at least one point.
+Controls are in *italics* and not ranked. `imputed`: cells that failed or are missing count as pooled Bradley-Terry;
+above 10 % there is no rank. `reported`: measured on a tree with uncommitted changes, therefore not ranked."""
 
 
 def markdown(board: Leaderboard) -> str:
@@ -240,8 +240,8 @@ def _flags(board: Leaderboard) -> list[str]:
     if board.failures:
         out += ["## Failed cells", ""]
         out += [
-            f"- {escaped(f.label)} on {escaped(f.dataset)}, {f.regime}, n_train {f.n_train}, seed {f.seed}: {f.status}: "
-            f"{escaped(f.reason)}"
+            f"- {escaped(f.label)} on {escaped(f.dataset)}, {f.regime}, n_train {f.n_train}, seed {f.seed}: "
+            f"{f.status}: {escaped(f.reason)}"
             for f in board.failures[:50]
         ]
         out += [f"- and {len(board.failures) - 50} more"] if len(board.failures) > 50 else []

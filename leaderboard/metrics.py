@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import expit
+from numpy.typing import NDArray
+from scipy.special import expit  # pyright: ignore[reportMissingTypeStubs]
 
 from datasets_registry.errors import HetprefError
 from leaderboard.labels import Reals
@@ -133,7 +134,7 @@ def harm(panel: Panel) -> Estimate:
     k, p = len(panel.columns), len(panel.people)
     total, square, n = np.zeros((p, k)), np.zeros((p, k)), np.zeros((p, k))
     for units, values, given in zip(panel.own.units, panel.own.values, panel.own.given, strict=True):
-        given = given & given[panel.reference]
+        given: NDArray[np.bool_] = given & given[panel.reference]
         difference = np.where(given, values - values[:, panel.reference], 0)
         total[units.present] += units.sums(difference)
         square[units.present] += units.sums(difference**2)
@@ -163,7 +164,7 @@ def worst10(panel: Panel) -> Estimate:
             total[h, units.present] += units.sums(values * inside)
             n[h, units.present] += units.sums(inside * panel.own.given[s].astype(np.float64))
     mean = np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
-    both = ~np.isnan(mean).any(axis=0)
+    both = np.asarray(~np.isnan(mean).any(axis=0))  # (n_people, k)
     scores = np.full((2, k), np.nan)
     for column in np.flatnonzero(both.any(axis=0)):
         halves = mean[:, both[:, column], column]

@@ -1,7 +1,7 @@
 """Panels: matrices of comparisons x columns, on which every metric is computed at once.
 
-A panel holds everything that was asked the same questions: one dataset, one regime, one set of people. A column of it is
-an entrant (a method and its configuration) under one setting (encoder and budget), a block one seed.
+A panel holds everything that was asked the same questions: one dataset, one regime, one set of people. A column of it
+is an entrant (a method and its configuration) under one setting (encoder and budget), a block one seed.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Panel:
         kept: list[Reals] = []
         given = self.given.copy()
         for s, (block, value) in enumerate(zip(self.blocks, values, strict=True)):
-            keep = ~np.isnan(value).all(axis=1)
+            keep = np.asarray(~np.isnan(value).all(axis=1))
             here = self.units(block, keep)
             value = value[keep]
             given[s] &= ~np.isnan(value).any(axis=0) & bool(keep.any())

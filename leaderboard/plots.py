@@ -43,7 +43,7 @@ def colours(board: Leaderboard) -> dict[str, str]:
 
 
 def figures(board: Leaderboard) -> dict[str, Spec]:
-    """Return the specification of every figure by file name: curves per dataset and regime, and accuracy against bytes."""
+    """Return every figure by file name: curves per dataset and regime, and accuracy against bytes per person."""
     palette = colours(board)
     heads = {(r.dataset, r.encoder, r.regime): r for r in board.rows if r.headline}
     out: dict[str, Spec] = {}
@@ -82,7 +82,7 @@ def curve_figure(curves: Sequence[Curve], palette: dict[str, str], title: str) -
         for p in c.points
         if p.acc_macro.value is not None
     ]
-    largest = max((v["n"] for v in values), default=1)
+    largest = max((p.n_mean for c in curves for p in c.points), default=1.0)
     ticks = [t for t in _TICKS if t <= largest * 1.1]
     axis = curves[0].axis if curves else "n"
     x: Spec = {
@@ -165,7 +165,7 @@ def _bytes_figure(rows: Sequence[Row], costs: Sequence[CostRow], palette: dict[s
 def _colour(labels: Sequence[str], palette: dict[str, str]) -> Spec:
     domain = [label for label in palette if label in set(labels)]
     scale = {"domain": domain, "range": [palette[label] for label in domain]}
-    legend = {"title": None, "symbolType": "circle", "labelLimit": 240}
+    legend = {"title": None, "symbolType": "circle", "symbolOpacity": 1, "labelLimit": 240}
     return {"field": "method", "type": "nominal", "scale": scale, "legend": legend}
 
 

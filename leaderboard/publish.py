@@ -56,8 +56,8 @@ def _to_folder(files: dict[str, bytes], target: Path, *, dry_run: bool) -> list[
     ]
     if foreign:
         raise RequestError(
-            f"{target} holds files of others that would be overwritten: {', '.join(foreign[:5])}. Give an empty folder, or "
-            f"one that an earlier publication wrote (it has {SUMS})"
+            f"{target} holds files of others that would be overwritten: {', '.join(foreign[:5])}. Give an empty one, "
+            f"or one that an earlier publication wrote (it has {SUMS})"
         )
     out: list[str] = []
     for name, raw in files.items():

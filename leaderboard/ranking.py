@@ -130,10 +130,10 @@ def _row(
     column = panel.columns[k]
     records = list(column.records.values())
     there = people[~np.isnan(people)]
-    quantiles = np.quantile(there, _QUANTILES).tolist() if len(there) else []
+    quantiles: list[float] = [float(np.quantile(there, q)) for q in _QUANTILES] if len(there) else []
+    told: dict[str, Any] = {**place(column.entrant, column.setting, labelled(column.entrant)), **cells}
     return Row(
-        **place(column.entrant, column.setting, labelled(column.entrant)),
-        **cells,
+        **told,
         level=records[0].method.level,
         role=records[0].method.role,
         version=column.entrant.version,
@@ -226,7 +226,8 @@ def overall(standings: Sequence[Standing]) -> list[Overall]:
             for s, g, a in zip(members, by_gain, by_aulc, strict=True):
                 mine[s.label].append((s, g, a))
         for told in mine.values():
-            low, high = interval(np.mean([s.draws for s, _, _ in told], axis=0, dtype=np.float64)[None])
+            mean = np.stack([s.draws for s, _, _ in told]).astype(np.float64).mean(axis=0, keepdims=True)
+            low, high = interval(mean)
             area = [a for _, _, a in told if a is not None]
             value = float(np.mean([s.gain for s, _, _ in told]))
             out.append(

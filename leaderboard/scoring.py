@@ -1,7 +1,7 @@
 """From a results folder to panels: records are read, checked against the registry, grouped and completed.
 
-A cell that failed or is missing takes the margins of pooled Bradley-Terry under the same setting and seed, and is marked
-as imputed. What cannot be read is listed and skipped; records of another protocol are refused.
+A cell that failed or is missing takes the margins of pooled Bradley-Terry under the same setting and seed, and is
+marked as imputed. What cannot be read is listed and skipped; records of another protocol are refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit  # pyright: ignore[reportMissingTypeStubs]
 
 from datasets_registry.errors import DataError, HetprefError
 from datasets_registry.protocol import PROTOCOL, Count
@@ -83,8 +83,9 @@ def gather(folders: Sequence[Path], labels: Labels) -> Gathered:
                 continue
             if record.protocol != PROTOCOL:
                 raise DataError(
-                    f"{name} was measured under protocol {record.protocol!r}, this leaderboard is of {PROTOCOL!r}; results "
-                    f"of different protocols are never mixed: run again, or read it with a release of {record.protocol!r}"
+                    f"{name} was measured under protocol {record.protocol!r}, this leaderboard is of {PROTOCOL!r}; "
+                    "results of different protocols are never mixed: run again, or read it with a release of "
+                    f"protocol {record.protocol!r}"
                 )
             try:
                 each = Located(record, store, _setting(record, labels))
@@ -142,7 +143,7 @@ def _panel(members: Sequence[Located], labels: Labels, gathered: Gathered) -> Pa
     columns = [Column(e, s, {n: x.record for n, x in sorted(by.items())}) for (e, s), by in rows.items()]
     blocks = [
         _block(seed, [by.get(seed) for by in rows.values()], columns, seeds_of, labels, gathered)
-        for seed in sorted(set().union(*seeds_of.values()))
+        for seed in sorted({seed for seeds in seeds_of.values() for seed in seeds})
     ]
     return Panel(labels.data(columns[0].setting.dataset), columns, blocks)
 
@@ -177,7 +178,7 @@ def _block(
         for n, c in reversed(list(enumerate(columns)))
         if c.entrant.method == POOLED and given[n] and c.entrant.control is None
     }
-    for column in np.flatnonzero(~given):
+    for column in np.flatnonzero(~given).tolist():
         setting = columns[column].setting
         if seed in seeds_of[setting] and setting in pooled and columns[column].entrant.control is None:
             source = pooled[setting]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, cast
 
 from leaderboard.markdown import READING, bracketed, cost_cells, notes, number
 from leaderboard.plots import by_dataset, figures, slug
@@ -37,8 +37,7 @@ def site(board: Leaderboard) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
-    environment.filters["bracketed"] = bracketed
+    cast(Any, environment).filters |= {"number": number, "bracketed": bracketed}
     specs = figures(board)
     cards = [_flat(method) for method in board.methods]
     return environment.get_template("index.html.j2").render(
@@ -54,7 +53,7 @@ def site(board: Leaderboard) -> str:
         slug=slug,
         reading=READING.replace("`", "").replace("*", ""),
         figures=embedded(specs),
-        bundle=script_safe(vl_convert.javascript_bundle() if specs else ""),
+        bundle=script_safe(cast(Any, vl_convert).javascript_bundle() if specs else ""),
     )
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
 
 from datasets_registry.protocol import generator
 
@@ -61,9 +61,9 @@ class Units:
 class Sample:
     """What is resampled: `values[s]`, float64 [n_units or n_present, k], over `units[s]`, for every seed s.
 
-    `given`, bool [n_seeds, k]: which column has which seed. Seeds that share the very same `Units` object share the draw
-    of units. At level "people" the rows are person means and units are not drawn again: one stage, for measures that are
-    not averages over the same units as accuracy.
+    `given`, bool [n_seeds, k]: which column has which seed. Seeds that share the very same `Units` object share the
+    draw of units. At level "people" the rows are person means and units are not drawn again: one stage, for measures
+    that are not averages over the same units as accuracy.
     """
 
     level: Literal["units", "people"]
@@ -216,7 +216,9 @@ def rank_interval(draws: Reals, level: float = LEVEL) -> tuple[Index, Index]:
 
     Equal draws share the places they fill: the first of them counts for low, the last for high.
     """
-    from scipy.stats import rankdata
+    from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
+
+    rankdata = cast(Any, stats).rankdata
 
     tail = (1 - level) / 2
     # Equal margins give draws that may differ in the last bit of a sum.

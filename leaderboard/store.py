@@ -1,5 +1,8 @@
 """A results folder: where records and margins stand, and how they are written so that a killed run loses nothing."""
 
+# pyarrow has no types.
+# pyright: basic
+
 from __future__ import annotations
 
 import hashlib

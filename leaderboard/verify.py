@@ -6,15 +6,17 @@ Nothing is executed and nothing but JSON and Parquet is opened; sizes are looked
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from datasets_registry.errors import HetprefError, RequestError
@@ -131,8 +133,9 @@ def _record(path: Path, root: Path, report: _Report) -> RunRecord | None:
     except (OSError, ValueError, RecursionError) as why:
         report(name, "file", f"{type(why).__name__}: {why}", "one JSON object")
         return None
-    if isinstance(told, dict) and told.get("protocol") != PROTOCOL:
-        report(name, "protocol", told.get("protocol"), PROTOCOL)
+    protocol = cast(dict[str, Any], told).get("protocol") if isinstance(told, dict) else None
+    if protocol != PROTOCOL:
+        report(name, "protocol", protocol, PROTOCOL)
     try:
         record = RunRecord.model_validate_json(raw, strict=True)
     except ValidationError as why:
@@ -200,9 +203,8 @@ def _margins(
     name: str, root: Path, where: str, ref: FileRef, query: Query, columns: list[str], report: _Report
 ) -> None:
     """Check a margins file: in place, unaltered, Parquet of numbers, each row of the split once, all finite."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa: Any = importlib.import_module("pyarrow")
+    pq: Any = importlib.import_module("pyarrow.parquet")
     say: Callable[[str, object, object], None] = lambda part, found, required: report(  # noqa: E731
         name, f"{where}.{part}", found, required
     )
@@ -219,16 +221,16 @@ def _margins(
         say("sha256", digest, ref.sha256)
     try:
         file = pq.ParquetFile(io.BytesIO(raw))
-        types = {f.name: f.type for f in file.schema_arrow}
+        types: dict[str, str] = {f.name: str(f.type) for f in file.schema_arrow}
         if file.metadata.num_rows != len(query):
             say("rows", file.metadata.num_rows, f"{len(query)}: exactly the split's, each once")
             return
         for wanted, kind in [("row", "int32"), *((c, "float") for c in columns)]:
-            if wanted not in types or str(types[wanted]) not in (kind, "int64" if wanted == "row" else "double"):
+            if wanted not in types or types[wanted] not in (kind, "int64" if wanted == "row" else "double"):
                 say("columns", f"{wanted}: {types.get(wanted)}", f"a column {wanted!r} of type {kind}")
         present = [c for c in dict.fromkeys(["row", *columns]) if c in types]
         table = file.read(columns=present, use_threads=False)
-        found = {c: np.asarray(table.column(c)) for c in present}
+        found: dict[str, NDArray[Any]] = {c: np.asarray(table.column(c)) for c in present}
     except (pa.ArrowException, OSError, ValueError) as why:
         return say("file", f"{type(why).__name__}: {why}", "Parquet")
     if "row" in found and not np.array_equal(np.sort(found["row"]), query.rows):

@@ -133,6 +133,8 @@ def refine_factors(pairs: Pairs, point: Factors, *, rounds: int, iterations: int
     weighs each person by the posterior covariance V_u. The prior's mean and covariance are learned in the same round
     and folded into theta_0 and B (parameter expansion: Liu, Rubin and Wu 1998), so EM does not crawl.
     """
+    if not rounds:
+        return point
     codes: Float64 | None = None
     for _ in range(rounds):
         projected = pairs.project(np.column_stack([point.base, point.basis]))
@@ -142,10 +144,8 @@ def refine_factors(pairs: Pairs, point: Factors, *, rounds: int, iterations: int
         root = np.linalg.cholesky(second + 1e-8 * np.eye(len(second)))
         inverse = np.linalg.inv(root)
         codes = (codes - centre) @ inverse.T
-        moved = Factors(point.base + point.basis @ centre, point.basis @ root, codes)
-        point = _expected_step(pairs, moved, inverse @ spread @ inverse.T, iterations, ridge)
-    if codes is None:
-        return point
+        point = Factors(point.base + point.basis @ centre, point.basis @ root, codes)
+        point = _expected_step(pairs, point, inverse @ spread @ inverse.T, iterations, ridge)
     projected = pairs.project(np.column_stack([point.base, point.basis]))
     codes = Logistic.of(pairs, projected[:, 1:], projected[:, 0]).modes(start=point.codes)
     return Factors(point.base, point.basis, codes)
@@ -159,14 +159,14 @@ def _expected_step(pairs: Pairs, point: Factors, spread: Float64, iterations: in
     label, w, user = pairs.label, pairs.weight, pairs.user
     total = max(float(w.sum()), 1e-12)
     factors = np.column_stack([np.ones(len(point.codes)), point.codes]).astype(np.float32)
-    spread = spread.astype(np.float32)
+    narrow = spread.astype(np.float32)
 
     def objective(x: Float64) -> tuple[float, Float64]:
         shared = x.reshape(1 + r, d)
         projected = pairs.project(shared.T)
         margin = np.einsum("nk,nk->n", projected, factors[user]).astype(np.float64)
         p = sigmoid(margin)
-        uncertain = np.matmul(projected[:, None, 1:], spread[user])[:, 0]  # (n, r): V_u B^T x_n
+        uncertain = np.matmul(projected[:, None, 1:], narrow[user])[:, 0]  # (n, r): V_u B^T x_n
         variance = np.einsum("nk,nk->n", projected[:, 1:], uncertain)
         # E softplus(m + e) = softplus(m) + s'(m) var / 2, and its derivative in m
         curved = w * p * (1 - p)

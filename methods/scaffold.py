@@ -112,7 +112,7 @@ def scaffold(name: str, folder: Path, *, plugin: bool = False) -> list[Path]:
     words = {
         "REGISTER_IMPORT\n": "\n" if plugin else "from methods.registry import register\n\n",
         "REGISTER\n": "" if plugin else "@register\n",
-        "IMPORT\n": f"{OWN if plugin else ''}from methods.conformance import check\n\n",
+        "IMPORT\n": f"{OWN if plugin else ''}from methods.conformance import check\n\n\n",
         "SUBJECT": "CLASS" if plugin else '"NAME"',
         "MODULE": module,
         "GROUP": GROUP,

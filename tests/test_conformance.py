@@ -131,7 +131,7 @@ class Opinionated(PooledBT):
     ],
 )
 def test_a_broken_method_is_found(broken, name):
-    result = _of(check(broken, **({} if broken is Positional else {"ridge": 1.0} if broken is Opinionated else {})), name)
+    result = _of(check(broken), name)
     assert result.status == "failed"
     assert result.why
 
