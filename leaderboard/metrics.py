@@ -134,7 +134,7 @@ def harm(panel: Panel) -> Estimate:
     k, p = len(panel.columns), len(panel.people)
     total, square, n = np.zeros((p, k)), np.zeros((p, k)), np.zeros((p, k))
     for units, values, given in zip(panel.own.units, panel.own.values, panel.own.given, strict=True):
-        given: NDArray[np.bool_] = given & given[panel.reference]
+        both: NDArray[np.bool_] = np.logical_and(given, given[panel.reference])
         difference = np.where(given, values - values[:, panel.reference], 0)
         total[units.present] += units.sums(difference)
         square[units.present] += units.sums(difference**2)

@@ -9,8 +9,9 @@ tables; here both stages become one weight per (draw, unit), and a thousand colu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ Reals = NDArray[np.float64]
 Index = NDArray[np.int64]
 DRAWS = 10_000
 LEVEL = 0.95
-_CHUNK_VALUES = 4_000_000
+_CHUNK_VALUES = 1_500_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,24 +82,31 @@ def bootstrap(n_people: int, samples: Sequence[Sample], *context: object, draws:
     by_units = {id(each): each for sample in samples if sample.level == "units" for each in sample.units}
     out = [np.empty((each.given.shape[1], draws)) for each in samples]
     points = [point(each) for each in samples]
+    known = [[np.where(g, v, 0.0) for g, v in zip(each.given, each.values, strict=True)] for each in samples]
     n_seeds = max((len(each.units) for each in samples), default=0)
     largest = max((len(each.person) for each in by_units.values()), default=1)
     chunk = int(np.clip(_CHUNK_VALUES // max(largest, 1), 16, draws))
-    for at in range(0, draws, chunk):
+
+    def draw(at: int) -> None:
         size = min(chunk, draws - at)
         rng = generator(*context, "bootstrap", at)
         drawn_seeds, people = _counts(rng, size, n_seeds), _counts(rng, size, n_people)
         weights = {key: _unit_weights(rng, people[:, each.present], each) for key, each in by_units.items()}
-        for target, sample, centre in zip(out, samples, points, strict=True):
+        for target, sample, values, centre in zip(out, samples, known, points, strict=True):
             total, mass = np.zeros((size, len(centre))), np.zeros((size, len(centre)))
             for s, each in enumerate(sample.units):
                 present = people[:, each.present]
                 weight = weights[id(each)] if sample.level == "units" else present
-                heads = present.sum(axis=1, keepdims=True)
-                share = drawn_seeds[:, s, None] * (heads > 0) * sample.given[s]
-                total += share * ((weight @ sample.values[s]) / np.maximum(heads, 1))
-                mass += share
-            target[:, at : at + size] = np.where(mass > 0, total / np.where(mass > 0, mass, 1), centre).T
+                heads = present.sum(axis=1)
+                share = drawn_seeds[:, s] * (heads > 0)
+                total += (weight * (share / np.maximum(heads, 1))[:, None]) @ values[s]
+                mass += share[:, None] * sample.given[s]
+            np.divide(total, mass, out=total, where=mass > 0)
+            target[:, at : at + size] = np.where(mass > 0, total, centre).T
+
+    # Every chunk has a generator of its own, so that the order in which threads take them changes nothing.
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(draw, range(0, draws, chunk)))
     return out
 
 
@@ -127,10 +135,9 @@ def _unit_weights(rng: np.random.Generator, people: Reals, units: Units) -> Real
     if sizes.max(initial=1) == 1:
         return people
     picks = (people * sizes).astype(np.int64).ravel()
-    slots = np.arange(draws * len(sizes))
-    which = np.repeat(slots % len(sizes), picks)
-    row = np.repeat(slots // len(sizes) * n_units, picks)
-    chosen = (rng.random(len(which)) * sizes[which]).astype(np.int64) + units.starts[which] + row
+    slot = np.tile(units.starts, draws) + np.repeat(np.arange(draws) * n_units, len(sizes))
+    chosen = (rng.random(int(picks.sum())) * np.repeat(np.tile(sizes, draws), picks)).astype(np.int64)
+    chosen += np.repeat(slot, picks)
     counts = np.bincount(chosen, minlength=draws * n_units).reshape(draws, n_units)
     return counts / np.repeat(sizes, sizes)
 
@@ -216,13 +223,20 @@ def rank_interval(draws: Reals, level: float = LEVEL) -> tuple[Index, Index]:
 
     Equal draws share the places they fill: the first of them counts for low, the last for high.
     """
-    from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
-
-    rankdata = cast(Any, stats).rankdata
-
-    tail = (1 - level) / 2
     # Equal margins give draws that may differ in the last bit of a sum.
     downwards = -np.round(draws, 12)
-    low = np.quantile(rankdata(downwards, method="min", axis=0), tail, axis=1, method="lower")
-    high = np.quantile(rankdata(downwards, method="max", axis=0), 1 - tail, axis=1, method="higher")
+    order = np.argsort(downwards, axis=0, kind="stable")
+    ordered = np.take_along_axis(downwards, order, axis=0)
+    place = np.arange(1, len(draws) + 1)[:, None]
+    edge = np.ones((1, draws.shape[1]), dtype=bool)
+    new = np.concatenate([edge, ordered[1:] != ordered[:-1]])
+    last = np.concatenate([new[1:], edge])
+    first_place = np.maximum.accumulate(np.where(new, place, 0), axis=0)
+    last_place = np.minimum.accumulate(np.where(last, place, len(draws))[::-1], axis=0)[::-1]
+    best, worst = np.empty_like(first_place), np.empty_like(last_place)
+    np.put_along_axis(best, order, first_place, axis=0)
+    np.put_along_axis(worst, order, last_place, axis=0)
+    tail = (1 - level) / 2
+    low = np.quantile(best, tail, axis=1, method="lower")
+    high = np.quantile(worst, 1 - tail, axis=1, method="higher")
     return low.astype(np.int64), high.astype(np.int64)

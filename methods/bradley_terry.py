@@ -288,13 +288,15 @@ def _newton(
         gradient = _apply(transposed, (weight * (p - label)).astype(design.dtype)) + ridge * z
         step = np.linalg.solve(hessian, gradient[..., None].astype(np.float64))[..., 0]
         change = float(np.abs(step).max(initial=0.0))
+        margin = base + _apply(design, z - step)
+        after = value(margin, z - step)
         for _ in range(12):
-            margin = base + _apply(design, z - step)
-            after = value(margin, z - step)
             worse = after > before + 1e-6 * (1.0 + np.abs(before))
             if not worse.any():
                 break
             step[worse] *= 0.5
+            margin = base + _apply(design, z - step)
+            after = value(margin, z - step)
         z, before = z - step, after
         if change < tolerance * (1.0 + float(np.abs(z).max(initial=0.0))):
             break

@@ -22,6 +22,7 @@ from methods.interface import Budget, Histories, LinearMethod, UserState, stack,
 Array = NDArray[Any]
 SHRINKAGE: tuple[float, ...] = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 _TUNING_USERS = 2000
+_ROUNDS = 2
 
 
 class LinearFactors(LinearMethod):
@@ -132,10 +133,11 @@ def refine_factors(pairs: Pairs, point: Factors, *, rounds: int, iterations: int
     The joint MAP treats every a_u as if it were known exactly, which shrinks B at a few comparisons per person. EM
     weighs each person by the posterior covariance V_u. The prior's mean and covariance are learned in the same round
     and folded into theta_0 and B (parameter expansion: Liu, Rubin and Wu 1998), so EM does not crawl.
+    Two rounds are run and not more: Laplace's approximation makes B grow without bound where answers are separable.
     """
     if not rounds:
         return point
-    codes: Float64 | None = None
+    codes = np.zeros_like(point.codes)
     for _ in range(rounds):
         projected = pairs.project(np.column_stack([point.base, point.basis]))
         codes, spread = Logistic.of(pairs, projected[:, 1:], projected[:, 0]).posteriors(start=codes)
@@ -213,12 +215,6 @@ class Training:
         found = train_factors(pairs, start, penalties, iterations=self.iterations)
         return refine_factors(pairs, found, rounds=self.rounds, iterations=5)
 
-    def resume(self, pairs: Pairs, found: Factors) -> Factors:
-        """Return factors of a part of the people trained on with everybody: briefly, as B is known."""
-        if self.rounds:
-            return refine_factors(pairs, found, rounds=3, iterations=4)
-        return replace(self, iterations=10).run(pairs, found)
-
     @property
     def code_ridge(self) -> float:
         """Return the ridge that a_u is inferred with: 1 once the prior is folded into B."""
@@ -230,9 +226,10 @@ def tuned_factors(
 ) -> tuple[Factors, Training]:
     """Return the factors and the training with the smallest macro validation NLL, within `budget.trials`.
 
-    Candidates differ in shrinkage and in whether they are refined. At most 2000 people are tuned on, as two numbers are
-    chosen; where there are more, training goes on with everybody. Weak to strong shrinkage, warm-started: a column of B
-    that a strong penalty has set to zero is a saddle from which a weaker one would not return.
+    Candidates differ in shrinkage and in whether they are refined; the ladder ends after two rungs that are worse. At
+    most 2000 people are tuned on, as two numbers are chosen; where there are more, everybody is trained on from there.
+    Weak to strong shrinkage, warm-started: a column of B that a strong penalty has set to zero is a saddle from which a
+    weaker one would not return.
     """
     few, part = pairs, np.arange(pairs.n_users)
     if pairs.n_users > _TUNING_USERS:
@@ -246,22 +243,30 @@ def tuned_factors(
     val = val.for_users(place[val.user])
     x = pairs.world.differences(val) * pairs.scale
     rungs = max(1, min(len(SHRINKAGE), budget.trials // 2))
+
+    def score(found: Factors) -> float:
+        margin = x @ found.base + np.einsum("nr,nr->n", x @ found.basis, found.codes[val.user])
+        return calibrated_nll(margin, val)
+
     point = Factors(start.base, start.basis, start.codes[part])
-    best, best_score = (point, training), float("inf")
+    best, best_score, begin, worse = point, float("inf"), point, 0
+    chosen = training
     for strength in sorted(sorted(SHRINKAGE, key=lambda each: abs(np.log(each)))[:rungs]):
-        tried = replace(training, shrinkage=strength)
-        point = tried.run(few, point)
-        for rounds in (0, 5):
+        training = replace(training, shrinkage=strength)
+        point = training.run(few, point)
+        worse += 1
+        for rounds in (0, _ROUNDS):
             found = refine_factors(few, point, rounds=rounds, iterations=5)
-            margin = x @ found.base + np.einsum("nr,nr->n", x @ found.basis, found.codes[val.user])
-            score = calibrated_nll(margin, val)
-            if score < best_score:
-                best, best_score = (found, replace(tried, rounds=rounds)), score
+            if score(found) < best_score:
+                best, best_score, begin, worse = found, score(found), point, 0
+                chosen = replace(training, rounds=rounds)
+        if worse == 2:
+            break
         training = replace(training, iterations=min(training.iterations, 15))
-    found, chosen = best
-    if few is not pairs:
-        found = chosen.resume(pairs, Factors(found.base, found.basis, np.zeros((pairs.n_users, found.basis.shape[1]))))
-    return found, chosen
+    if few is pairs:
+        return best, chosen
+    everybody = Factors(begin.base, begin.basis, np.zeros((pairs.n_users, begin.basis.shape[1])))
+    return replace(chosen, iterations=6).run(pairs, everybody), chosen
 
 
 def global_run(pairs: Pairs) -> Float64:

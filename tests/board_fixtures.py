@@ -104,6 +104,13 @@ class Bench:
     n_train: tuple = (2, "all")
     n_support: tuple = (0, 4)
     seeds: int = 3
+    kept: dict = field(default_factory=dict)
+
+    def once(self, key, compute):
+        """Return what `compute` gave the first time."""
+        if key not in self.kept:
+            self.kept[key] = compute()
+        return self.kept[key]
 
     @property
     def labels(self):
@@ -122,7 +129,9 @@ class Bench:
         """Write one record with its margins; returns its path."""
         data, folder = self.data[dataset], ResultsFolder(self.root)
         at = Repetition(seed)
-        parted = split(data, fold=at.fold)
+        parted = self.once((dataset, at.fold), lambda: split(data, fold=at.fold))
+        digest = self.once((dataset, at.fold, "digest"), lambda: parted.digest)
+        content = self.once(dataset, lambda: data.digest)
         rows = parted.query(regime)
         mean_train = mean_units(data, parted.train(n_train), parted.seen)
         had = mean_train if regime == "seen" else n_support
@@ -156,7 +165,7 @@ class Bench:
                 config=config,
                 config_sha256=canonical_sha256(config),
             ),
-            dataset=DatasetPart(name=dataset, sha256=data.digest, encoder="tabular@1", licence="none"),
+            dataset=DatasetPart(name=dataset, sha256=content, encoder="tabular@1", licence="none"),
             split=SplitPart(
                 fold=at.fold,
                 draw=0,
@@ -166,7 +175,7 @@ class Bench:
                 n_users=len(parted.seen),
                 n_train_mean=float(mean_train),
                 n_support_mean=None if n_support is None else float(n_support),
-                sha256=parted.digest,
+                sha256=digest,
             ),
             seed=seed,
             control=parts.get("control"),

@@ -91,7 +91,7 @@ def test_draws_do_not_depend_on_the_columns_beside():
 
 def test_percentile_intervals():
     low, high = interval(np.arange(1001.0)[None])
-    assert (low[0], high[0]) == (25.0, 975.0)
+    assert (low[0], high[0]) == pytest.approx((25, 975))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))

@@ -93,4 +93,4 @@ def _log_likelihood(pairs: Pairs, theta: Array) -> Float64:
     margin = pairs.project(theta.T).astype(np.float64)
     loss = pairs.weight[:, None] * nll(margin, pairs.label[:, None])
     each = [np.bincount(pairs.user, column, minlength=pairs.n_users) for column in loss.T]
-    return -np.stack(each, axis=1)
+    return -np.stack(each, axis=1).astype(np.float64)

@@ -42,9 +42,7 @@ class PerUserBT(LinearMethod):
         self.scale_ = pairs.scale
         theta, _ = pooled_chosen(pairs, val)
         self.theta_ = theta.astype(np.float32)
-        self.shrinkage_ = self.shrinkage
-        if self.shrinkage is None:
-            self.shrinkage_ = self._chosen(pairs, users, val)
+        self.shrinkage_ = self._chosen(pairs, users, val) if self.shrinkage is None else self.shrinkage
 
     def adapt(self, users: Sequence[int], history: Sequence[Comparisons], budget: Budget) -> list[UserState]:
         """Return theta_u on the raw features, from the history alone."""
