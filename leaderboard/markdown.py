@@ -69,13 +69,13 @@ def text(board: Leaderboard) -> str:
     from rich.text import Text
 
     out = StringIO()
-    console = Console(file=out, width=140, color_system=None, highlight=False)
+    console = Console(file=out, width=176, color_system=None, highlight=False)
     for (dataset, encoder, regime), rows in headline_tables(board):
         table = Table(
             title=Text(f"{dataset}, {regime} people: {_caption(rows[0], encoder)}"), title_justify="left", box=None
         )
         for name in _HEAD:
-            table.add_column(name, justify="left" if name in ("method", "") else "right", overflow="fold")
+            table.add_column(name, justify="left" if name in ("method", "") else "right", no_wrap=True)
         for row in rows:
             table.add_row(*(Text(cell) for cell in _cells(row)))
         console.print(table)
@@ -248,7 +248,7 @@ def _flags(board: Leaderboard) -> list[str]:
         out.append("")
     if board.skipped:
         out += ["## Left out", "", *(f"- {escaped(s.name)}: {escaped(s.reason)}" for s in board.skipped[:50]), ""]
-    if any(row.badge == "reported" for row in board.rows):
+    if any(row.badge == "reported" and row.role == "method" and not row.rank for row in board.rows if not row.imputed):
         out += [
             "## Not ranked",
             "",

@@ -134,7 +134,7 @@ def harm(panel: Panel) -> Estimate:
     k, p = len(panel.columns), len(panel.people)
     total, square, n = np.zeros((p, k)), np.zeros((p, k)), np.zeros((p, k))
     for units, values, given in zip(panel.own.units, panel.own.values, panel.own.given, strict=True):
-        both: NDArray[np.bool_] = np.logical_and(given, given[panel.reference])
+        given = given & given[panel.reference]
         difference = np.where(given, values - values[:, panel.reference], 0)
         total[units.present] += units.sums(difference)
         square[units.present] += units.sums(difference**2)
@@ -144,7 +144,7 @@ def harm(panel: Panel) -> Estimate:
     within = (square - n * mean**2).sum(axis=0) / np.maximum(freedom, 1)
     grand = total.sum(axis=0) / np.maximum(n.sum(axis=0), 1)
     over_all = square.sum(axis=0) / np.maximum(n.sum(axis=0), 1) - grand**2
-    variance = np.maximum(np.where(freedom > 0, within, over_all), 0)
+    variance: Reals = np.where(freedom > 0, within, over_all).clip(min=0)
     error = np.sqrt(variance / np.maximum(n, 1))
     worse = ((mean < -error - 1e-12) & (n > 0)).sum(axis=0) / np.maximum((n > 0).sum(axis=0), 1)
     return Estimate(np.where((panel.reference >= 0) & n.any(axis=0), worse, np.nan))

@@ -193,6 +193,13 @@ def _others(subject: Subject) -> None:
     must_agree(margins, subject.margins[at], "margins when fewer people were adapted together", tolerance=1e-3)
 
 
+@conformance("other queries in the call change nothing")
+def _other_queries(subject: Subject) -> None:
+    at = np.arange(0, len(subject.stage.queries), 3)
+    margins = subject.method.margins(subject.states, subject.stage.queries.take(at))
+    must_agree(margins, subject.margins[at], "margins when fewer queries were asked together", tolerance=1e-5)
+
+
 @conformance("the order within a history is irrelevant")
 def _order(subject: Subject) -> None:
     if subject.cls.spec.adaptation == "in-context":

@@ -111,7 +111,7 @@ class UserState:
         """Return the state in safetensors format."""
         from safetensors.numpy import save
 
-        return save({k: np.ascontiguousarray(v) for k, v in self.arrays.items()})
+        return save({k: np.asarray(v, order="C") for k, v in self.arrays.items()})
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
@@ -235,7 +235,7 @@ class Method(ABC):
         from safetensors.numpy import save_file
 
         learned = self.learned()
-        arrays = {k: np.ascontiguousarray(v) for k, v in learned.items() if isinstance(v, np.ndarray)}
+        arrays = {k: np.asarray(v, order="C") for k, v in learned.items() if isinstance(v, np.ndarray)}
         values = {k: v for k, v in learned.items() if k not in arrays}
         try:
             text = json.dumps({"name": self.spec.name, "config": self.config, "values": values}, indent=1)
