@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.suites import DatasetPlan, MethodPlan, Suite
 from datasets_registry.protocol import PROTOCOL, Count, Regime, Repetition
@@ -62,7 +62,7 @@ class Cell:
     repetition: Repetition
     n_train: Count
     n_users: Count
-    imbalance: str | None
+    imbalance: Literal["zipf"] | None
     method: MethodEntry
     control: str | None
     tasks: tuple[Task, ...]
@@ -128,7 +128,7 @@ def _cells_of(
         if n_users != "all" and n_users >= len(split.seen):
             continue
         for imbalance in ready.plan.imbalance:
-            skewed = None if imbalance == "none" else imbalance
+            skewed = "zipf" if imbalance == "zipf" else None
             for n in n_train:
                 if skewed and n == "all":
                     continue

@@ -213,7 +213,7 @@ def check(
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits and hyphens.")],
-    folder: Annotated[Path, typer.Option("--in", metavar="DIR", help="The checkout, or where a package goes.")] = Path(),
+    folder: Annotated[Path, typer.Option("--in", metavar="DIR", help="The checkout, or a package's place.")] = Path(),
     plugin: Annotated[bool, typer.Option("--plugin", help="Write a package of its own with an entry point.")] = False,
 ) -> None:
     """Write a method that runs and passes `hetpref check`, to be made yours, and its test.
@@ -356,8 +356,6 @@ def _plain(value: Any) -> Any:
     """Return a record as plain JSON values: dataclasses and models to dicts, sets to sorted lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, frozenset | set):

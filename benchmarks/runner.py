@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.cells import Cell, Prepared, Task, method_entries, plan_cells, record_key
-from benchmarks.executor import LocalExecutor, Limits, Outcome
+from benchmarks.executor import Limits, LocalExecutor, Outcome
 from benchmarks.meters import environment, source
 from benchmarks.payloads import build_payload, columns_of, rows_of
 from benchmarks.suites import DatasetPlan, Suite
@@ -151,8 +151,8 @@ def _claim(out: Path, suite: Suite) -> None:
         for key, value in told.items():
             if found.get(key) != value:
                 raise RequestError(
-                    f"{out} holds results of {key} {found.get(key)!r}, this run is {key} {value!r}; results of different "
-                    f"ones are never mixed. Give another folder with --out"
+                    f"{out} holds results of {key} {found.get(key)!r}, this run is {key} {value!r}; results of "
+                    "different ones are never mixed. Give another folder with --out"
                 )
     write_atomically(path, (json.dumps(told, indent=1) + "\n").encode())
 
@@ -261,7 +261,7 @@ def _record(
         reason=outcome.reason,
         counts=Counts(users=len(set(said.user.tolist())), units=units, comparisons=len(rows)),
         margins=margins,
-        cost=Cost(**outcome.answer.cost) if outcome.answer else Cost(),
+        cost=Cost.model_validate(outcome.answer.cost) if outcome.answer else Cost(),
         environment=environment(),
         source=source(),
     )

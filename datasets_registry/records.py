@@ -96,10 +96,13 @@ class Comparisons:
             "weight": np.ones(n) if weight is None else weight,
             "order": np.arange(n) if order is None else order,
         }
+        columns: dict[str, NDArray[Any]] = {}
         try:
-            return cls(**{k: np.ascontiguousarray(v, dtype=_COLUMNS[k]) for k, v in given.items()})
+            for name, values in given.items():
+                columns[name] = np.ascontiguousarray(values, dtype=_COLUMNS[name])
         except (TypeError, ValueError) as why:
             raise DataError(f"a comparison column is not numeric: {why}") from why
+        return cls(**columns)
 
     @classmethod
     def empty(cls) -> Self:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit  # pyright: ignore[reportMissingTypeStubs]
 
 from datasets_registry.errors import HetprefError
@@ -144,7 +143,7 @@ def harm(panel: Panel) -> Estimate:
     within = (square - n * mean**2).sum(axis=0) / np.maximum(freedom, 1)
     grand = total.sum(axis=0) / np.maximum(n.sum(axis=0), 1)
     over_all = square.sum(axis=0) / np.maximum(n.sum(axis=0), 1) - grand**2
-    variance: Reals = np.where(freedom > 0, within, over_all).clip(min=0)
+    variance = np.clip(cast(Reals, np.where(freedom > 0, within, over_all)), 0, None)
     error = np.sqrt(variance / np.maximum(n, 1))
     worse = ((mean < -error - 1e-12) & (n > 0)).sum(axis=0) / np.maximum((n > 0).sum(axis=0), 1)
     return Estimate(np.where((panel.reference >= 0) & n.any(axis=0), worse, np.nan))

@@ -139,7 +139,12 @@ def _bytes_figure(rows: Sequence[Row], costs: Sequence[CostRow], palette: dict[s
             values.append({**each, "low": r.acc_macro.low, "high": r.acc_macro.high})
     if len(values) < 2:
         return None
-    x = {"field": "bytes", "type": "quantitative", "scale": {"type": "symlog", "constant": 1}, "axis": {"format": "~s"}}
+    x = {
+        "field": "bytes",
+        "type": "quantitative",
+        "scale": {"type": "symlog", "constant": 1},
+        "axis": {"format": "~s", "grid": False, "values": [0, *(4**i for i in range(1, 16))]},
+    }
     x["title"] = "bytes stored per person (log scale)"
     y = {"type": "quantitative", "scale": {"zero": False}, "title": "accuracy"}
     tooltip = [{"field": "method"}, {"field": "bytes", "format": ","}, {"field": "accuracy", "format": ".3f"}]

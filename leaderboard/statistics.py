@@ -8,10 +8,12 @@ tables; here both stages become one weight per (draw, unit), and a thousand colu
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,10 +106,15 @@ def bootstrap(n_people: int, samples: Sequence[Sample], *context: object, draws:
             np.divide(total, mass, out=total, where=mass > 0)
             target[:, at : at + size] = np.where(mass > 0, total, centre).T
 
-    # Every chunk has a generator of its own, so that the order in which threads take them changes nothing.
-    with ThreadPoolExecutor(2) as pool:
+    # Every chunk has a generator of its own, so that the order in which threads take them changes nothing. The threads
+    # are ours, not the BLAS library's: its own would fight with them for the cores.
+    with _one_blas_thread(), ThreadPoolExecutor(2) as pool:
         list(pool.map(draw, range(0, draws, chunk)))
     return out
+
+
+def _one_blas_thread() -> AbstractContextManager[Any]:
+    return cast(Any, importlib.import_module("threadpoolctl")).threadpool_limits(1, user_api="blas")
 
 
 def point(sample: Sample) -> Reals:
@@ -167,7 +174,8 @@ def pairwise(values: Reals, draws: Reals) -> Pairwise:
     k = len(values)
     # Differences from the group's mean keep the variances from cancelling in floating point.
     centred = draws - draws.mean(axis=1, keepdims=True)
-    covariance = centred @ centred.T / max(draws.shape[1] - 1, 1)
+    with _one_blas_thread():
+        covariance = centred @ centred.T / max(draws.shape[1] - 1, 1)
     variance = np.diag(covariance)
     error = np.sqrt(np.maximum(variance[:, None] + variance[None, :] - 2 * covariance, 0))
     error[error < 1e-9] = 0.0

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, overload
+from typing import Any, ClassVar, Literal, Self, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,15 +228,18 @@ class Method(ABC):
     @property
     def n_trained(self) -> int:
         """Return the number of trained shared parameters; override where a table of users is among them."""
-        return sum(v.size for v in self.learned().values() if isinstance(v, np.ndarray) and v.dtype.kind == "f")
+        return sum(a.size for a in self._learned_arrays().values() if a.dtype.kind == "f")
+
+    def _learned_arrays(self) -> dict[str, Array]:
+        arrays = {k: cast(Array, v) for k, v in self.learned().items() if isinstance(v, np.ndarray)}
+        return {k: np.asarray(v, order="C") for k, v in arrays.items()}
 
     def save(self, folder: Path) -> None:
         """Write the fitted method to `folder` as safetensors and JSON, never pickle."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        learned = self.learned()
-        arrays = {k: np.asarray(v, order="C") for k, v in learned.items() if isinstance(v, np.ndarray)}
-        values = {k: v for k, v in learned.items() if k not in arrays}
+        arrays = self._learned_arrays()
+        values = {k: v for k, v in self.learned().items() if k not in arrays}
         try:
             text = json.dumps({"name": self.spec.name, "config": self.config, "values": values}, indent=1)
         except TypeError as why:
@@ -245,19 +248,20 @@ class Method(ABC):
                 "numbers and strings, or override `save` and `load`"
             ) from why
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, folder / "learned.safetensors")
+        (folder / "learned.safetensors").write_bytes(save(arrays))
         (folder / "method.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, world: World) -> Self:
         """Read what `save` wrote."""
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
         told = json.loads((folder / "method.json").read_text(encoding="utf-8"))
         if told["name"] != cls.spec.name:
             raise RequestError(f"{folder} holds the method {told['name']!r}, not {cls.spec.name!r}")
         method = cls(**told["config"])
-        for name, value in {**told["values"], **load_file(folder / "learned.safetensors")}.items():
+        arrays: dict[str, Array] = load((folder / "learned.safetensors").read_bytes())
+        for name, value in {**told["values"], **arrays}.items():
             setattr(method, name, value)
         method.world = world
         return method

@@ -33,7 +33,9 @@ def executor():
 
 
 def payload(method):
-    said = Comparisons.of(user=[0, 0, 1, 1], unit=[0, 1, 0, 1], first=[0, 1, 2, 0], second=[1, 2, 0, 2], label=[1, 0, 1, 0.5])
+    said = Comparisons.of(
+        user=[0, 0, 1, 1], unit=[0, 1, 0, 1], first=[0, 1, 2, 0], second=[1, 2, 0, 2], label=[1, 0, 1, 0.5]
+    )
     users = np.array([0, 1], np.int32)
     return Payload(
         method=method,

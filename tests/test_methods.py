@@ -257,9 +257,10 @@ def test_many_features_let_people_differ_along_principal_components():
 def test_controls_know_nothing(stage):
     coin = fitted("random", stage)
     table = stage.train
-    margins = coin.margins([], table)
+    states = coin.adapt(range(int(table.user.max()) + 1), [], BUDGET)
+    margins = coin.margins(states, table)
     assert (margins != 0).all()
-    np.testing.assert_array_equal(margins, -coin.margins([], table.swapped()))
+    np.testing.assert_array_equal(margins, -coin.margins(states, table.swapped()))
     length = fitted("length", stage)
     longer = np.array([len(stage.world.items.response[i]) for i in table.first])
     shorter = np.array([len(stage.world.items.response[i]) for i in table.second])

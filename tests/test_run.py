@@ -33,7 +33,11 @@ def hetpref(*words, path=None, check=None, **options):
     """Run the command line as a person does; `path` is put on PYTHONPATH, where a plug-in lies."""
     env = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cli", *map(str, words)], capture_output=True, text=True, env=env, timeout=300,
+        [sys.executable, "-m", "benchmarks.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=300,
         **options,
     )
     if check is not None:
@@ -224,5 +228,6 @@ def test_dry_run_lists_the_cells_and_writes_nothing(suite, tmp_path):
 
 
 def test_every_command_has_help_with_an_example():
-    for command in ["datasets", "methods", "suites", "run", "leaderboard", "compare", "check", "new", "verify", "submit"]:
+    listings = ["datasets", "methods", "suites"]
+    for command in [*listings, "run", "leaderboard", "compare", "check", "new", "verify", "submit", "publish"]:
         assert "Example: hetpref" in hetpref(command, "--help", check=0).stdout

@@ -29,6 +29,17 @@ class DatasetPlan:
     n_users: tuple[Count, ...] = ("all",)
     imbalance: tuple[str, ...] = ("none",)
 
+    def __post_init__(self) -> None:
+        for name, least in (("n_train", 1), ("n_support", 0), ("n_users", 1)):
+            for n in getattr(self, name):
+                whole = isinstance(n, int) and not isinstance(n, bool) and n >= least
+                if not whole and (n != "all" or name == "n_support"):
+                    also = "" if name == "n_support" else ", or 'all'"
+                    raise RequestError(f"{self.name}: {name} holds {n!r}; allowed: whole numbers from {least}{also}")
+        for kind in self.imbalance:
+            if kind not in ("none", "zipf"):
+                raise unknown(f"imbalance of {self.name}", kind, ["none", "zipf"])
+
 
 @dataclass(frozen=True, slots=True)
 class MethodPlan:
