@@ -64,14 +64,15 @@ class Answer:
         """Return the answer as a safetensors blob and a JSON blob."""
         from safetensors.numpy import save
 
-        return save({k: np.ascontiguousarray(v) for k, v in self.arrays.items()}), json.dumps(self.cost).encode()
+        return save({k: np.asarray(v, order="C") for k, v in self.arrays.items()}), json.dumps(self.cost).encode()
 
     @classmethod
     def unpack(cls, arrays: bytes, cost: bytes) -> Answer:
         """Read what `pack` wrote."""
         from safetensors.numpy import load
 
-        return cls(load(arrays), json.loads(cost))
+        # safetensors hands arrays back in any order; files written from them must not depend on it
+        return cls(dict(sorted(load(arrays).items())), json.loads(cost))
 
 
 def answer(payload: Payload) -> Answer:

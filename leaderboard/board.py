@@ -44,9 +44,8 @@ class Board:
 
     def to_json(self) -> str:
         """Return `leaderboard.json`: stable order, fixed float format, no clock."""
-        return (
-            json.dumps(self.leaderboard.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        )
+        told = self.leaderboard.model_dump(mode="json")
+        return "{\n" + ",\n".join(f"{_json(key)}: {_lines(value)}" for key, value in told.items()) + "\n}\n"
 
     def to_markdown(self) -> str:
         """Return `leaderboard.md`."""
@@ -279,3 +278,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return rounded(value)
     return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+def _lines(value: Any) -> str:
+    """Return a list with an element per line, so that a changed row is a changed line and the file stays small."""
+    if not isinstance(value, list) or not value:
+        return _json(value)
+    return "[\n" + ",\n".join(_json(each) for each in cast(list[Any], value)) + "\n]"

@@ -97,12 +97,16 @@ def renew_readme(readme: Path, board: Board) -> None:
     start, end = before.find(START), before.find(END)
     if start < 0 or end < start:
         raise RequestError(f"{readme} has no results block; put the lines {START} and {END} where it belongs")
-    shown = board.leaderboard
-    parts = [_summary(shown), ""]
-    for (dataset, encoder, regime), rows in headline_tables(shown):
-        parts += [f"**{dataset}, {regime} people** ({_caption(rows[0], encoder)})", "", *_table(rows), ""]
-    after = before[: start + len(START)] + "\n" + "\n".join(parts).rstrip() + "\n" + before[end:]
+    after = before[: start + len(START)] + "\n" + readme_block(board.leaderboard) + before[end:]
     readme.write_text(after, encoding="utf-8")
+
+
+def readme_block(board: Leaderboard) -> str:
+    """Return the headline tables as they stand in a README, with a final newline."""
+    parts = [_summary(board), ""]
+    for (dataset, encoder, regime), rows in headline_tables(board):
+        parts += [f"**{dataset}, {regime} people** ({_caption(rows[0], encoder)})", "", *_table(rows), ""]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def number(value: float | None, form: str = ".3f") -> str:

@@ -45,18 +45,9 @@ def colours(board: Leaderboard) -> dict[str, str]:
 def figures(board: Leaderboard) -> dict[str, Spec]:
     """Return every figure by file name: curves per dataset and regime, and accuracy against bytes per person."""
     palette = colours(board)
-    heads = {(r.dataset, r.encoder, r.regime): r for r in board.rows if r.headline}
     out: dict[str, Spec] = {}
-    for (dataset, encoder, regime), head in heads.items():
-        shown = [
-            c
-            for c in board.curves
-            if (c.dataset, c.encoder, c.regime) == (dataset, encoder, regime)
-            and c.n_users == head.n_users
-            and c.imbalance == head.imbalance
-            and c.n_train in (None, head.n_train)
-        ]
-        if len({p.n for c in shown for p in c.points}) > 1:
+    for (dataset, encoder, regime), shown in _headline_curves(board).items():
+        if shown:
             title = f"{dataset}, {regime} people ({encoder})"
             out[slug(f"curve-{dataset}-{encoder}-{regime}")] = curve_figure(shown, palette, title)
         rows = [r for r in board.rows if r.headline and (r.dataset, r.encoder, r.regime) == (dataset, encoder, regime)]
@@ -64,6 +55,47 @@ def figures(board: Leaderboard) -> dict[str, Spec]:
         if bytes_figure:
             out[slug(f"bytes-{dataset}-{encoder}-{regime}")] = bytes_figure
     return out
+
+
+def overview(board: Leaderboard) -> Spec | None:
+    """Return the curves of the methods on every dataset, a row each, under one legend: the figure of a README."""
+    palette = colours(board)
+    rows: dict[str, list[Spec]] = defaultdict(list)
+    legend = {"orient": "bottom", "columns": 4, "title": None, "symbolType": "circle", "symbolOpacity": 1}
+    for (dataset, _, regime), curves in _headline_curves(board).items():
+        shown = [c for c in curves if c.role == "method"]
+        if not shown:
+            continue
+        panel = curve_figure(shown, palette, f"{dataset}, {regime}")
+        layers = [{"mark": layer["mark"], "encoding": dict(layer["encoding"])} for layer in panel["layer"]]
+        for layer in layers:
+            layer["encoding"].pop("opacity", None)
+        x = {**panel["encoding"]["x"]}
+        x["axis"] = {**x["axis"], "title": f"{shown[0].axis} (units per person)"}
+        # one panel draws the legend that all share
+        colour = {**panel["encoding"]["color"], "legend": None if rows else legend}
+        encoding = {"x": x, "color": colour}
+        rows[dataset].append({**panel, "width": 300, "height": 190, "encoding": encoding, "layer": layers})
+    if not rows:
+        return None
+    return {"vconcat": [{"hconcat": panels} for panels in rows.values()], "resolve": {"scale": {"color": "shared"}}}
+
+
+def _headline_curves(board: Leaderboard) -> dict[tuple[str, str, str], list[Curve]]:
+    """Return by (dataset, encoder, regime) the curves at the headline's setting that have more than one point."""
+    heads = {(r.dataset, r.encoder, r.regime): r for r in board.rows if r.headline}
+    return {
+        place: [
+            c
+            for c in board.curves
+            if (c.dataset, c.encoder, c.regime) == place
+            and c.n_users == head.n_users
+            and c.imbalance == head.imbalance
+            and c.n_train in (None, head.n_train)
+            and len(c.points) > 1
+        ]
+        for place, head in heads.items()
+    }
 
 
 def curve_figure(curves: Sequence[Curve], palette: dict[str, str], title: str) -> Spec:
@@ -179,13 +211,14 @@ def write_plots(board: Leaderboard, folder: Path) -> list[Path]:
     import vl_convert
 
     written: list[Path] = []
-    for name, spec in figures(board).items():
+    whole = overview(board)
+    for name, spec in {**({"overview": whole} if whole else {}), **figures(board)}.items():
         text = json.dumps({"background": "white", **spec})
         write_atomically(folder / f"{name}.svg", vl_convert.vegalite_to_svg(text).encode())
         write_atomically(folder / f"{name}.png", vl_convert.vegalite_to_png(text, scale=2))
         written += [folder / f"{name}.svg", folder / f"{name}.png"]
     for stale in folder.glob("*.*"):
-        if stale not in written and re.fullmatch(r"(curve|bytes)-[a-z0-9.-]+\.(svg|png)", stale.name):
+        if stale not in written and re.fullmatch(r"(overview|(curve|bytes)-[a-z0-9.-]+)\.(svg|png)", stale.name):
             stale.unlink()
     return written
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 from leaderboard.records import Count, DatasetId, Name, Regime, Sha256, Text
 
@@ -32,11 +32,16 @@ class Shape(BaseModel):
 
 
 class Interval(Shape):
-    """A value and its 95 % interval; null where it does not exist."""
+    """A value and its 95 % interval; what does not exist is left out of the file."""
 
     value: float | None = None
     low: float | None = None
     high: float | None = None
+
+    @model_serializer
+    def _what_exists(self) -> dict[str, float]:
+        told = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: number for name, number in told.items() if number is not None}
 
 
 class RankInterval(Shape):

