@@ -96,6 +96,7 @@ def run(
     time_limit: Annotated[float | None, typer.Option(min=1, help="Seconds a cell may take.")] = None,
     memory_limit: Annotated[int | None, typer.Option(min=64, help="Megabytes a cell may add.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cells.")] = False,
+    pages: Annotated[bool, typer.Option(help="Draw plots and the page, too.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a suite, write its records and leaderboard, and print the table.
@@ -125,7 +126,7 @@ def run(
         summary = run_suite(wanted, folder, options, progress)
     finally:
         progress.close()
-    _write_board([folder], folder, as_json=as_json, draft=True)
+    _write_board([folder], folder, as_json=as_json, draft=True, pages=pages)
     progress.note(
         f"{summary.planned} cells: {summary.executed} run, {summary.found} found finished, "
         f"{len(summary.failed)} failed. Records and leaderboard are in {folder}"
@@ -299,14 +300,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write_board(folders: list[Path], out: Path, *, as_json: bool, draft: bool = False) -> Any:
+def _write_board(folders: list[Path], out: Path, *, as_json: bool, draft: bool = False, pages: bool = True) -> Any:
     """Build, write and print a board; a draft also ranks what was measured on a dirty tree."""
     from leaderboard.board import build_board
     from methods.registry import listing
 
     specs = [_plain(row) for row in listing() if row.spec is not None]
     board = build_board(folders, specs, rank_dirty=draft)
-    for line in board.write(out):
+    for line in board.write(out, pages=pages):
         print(line, file=sys.stderr)
     if as_json:
         print(board.to_json())

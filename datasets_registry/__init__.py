@@ -1,5 +1,6 @@
 """What people said: cards, sources, items, comparisons, splits, probes and frozen features.
 
+>>> from datasets_registry import load
 >>> load("electricity").card.title
 'Electricity plans, stated choice'
 """

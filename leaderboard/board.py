@@ -59,13 +59,15 @@ class Board:
 
         return text(self.leaderboard)
 
-    def write(self, out: Path) -> list[str]:
-        """Write the JSON, the Markdown and, where Altair is installed, plots and the site; return what was left out."""
+    def write(self, out: Path, *, pages: bool = True) -> list[str]:
+        """Write JSON, Markdown, CSV and, if the extra is there, plots and the page; return what was left out."""
         from leaderboard.comma import to_csv
 
         write_atomically(out / "leaderboard.json", self.to_json().encode())
         write_atomically(out / "leaderboard.md", self.to_markdown().encode())
         write_atomically(out / "leaderboard.csv", to_csv(self.leaderboard).encode())
+        if not pages:
+            return []
         if importlib.util.find_spec("vl_convert") is None:
             return [f"plots and site/index.html were left out: vl-convert-python is not installed. {SITE_EXTRA}"]
         from leaderboard.plots import write_plots

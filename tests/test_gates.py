@@ -61,7 +61,7 @@ def board(tmp_path_factory):
         "[hetpref.methods]\nzero = hostile_methods:Zero\nalways-first = hostile_methods:AlwaysFirst\n"
     )
     (folder / "gates.toml").write_text(SUITE)
-    command = [sys.executable, "-m", "benchmarks.cli", "run", folder / "gates.toml", "--out", folder / "out"]
+    command = [sys.executable, "-m", "benchmarks.cli", "run", folder / "gates.toml", "--no-pages", "--out", folder / "out"]
     env = {**os.environ, "PYTHONPATH": str(plugin)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

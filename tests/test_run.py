@@ -30,7 +30,11 @@ n_support = [0, 2]
 
 
 def hetpref(*words, path=None, check=None, **options):
-    """Run the command line as a person does; `path` is put on PYTHONPATH, where a plug-in lies."""
+    """Run the command line as a person does; `path` is put on PYTHONPATH, where a plug-in lies.
+
+    Runs draw no plots here, to be quick: tests/test_board.py has those, and `.ci/run` draws them in its smoke run.
+    """
+    words = (*words, "--no-pages") if words[0] == "run" and "--help" not in words else words
     env = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.cli", *map(str, words)],
@@ -73,7 +77,7 @@ def test_a_second_run_executes_no_cell(suite, unbroken):
 
 
 def test_a_killed_run_goes_on_and_equals_an_unbroken_one(suite, unbroken, tmp_path):
-    command = [sys.executable, "-m", "benchmarks.cli", "run", str(suite), "--out", str(tmp_path), "--jobs", "2"]
+    command = [sys.executable, "-m", "benchmarks.cli", "run", str(suite), "--out", str(tmp_path), "--no-pages"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("records/*/*/*.json"))) < 9 and time.monotonic() < deadline:
