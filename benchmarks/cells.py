@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.code_digest import source_sha256
 from benchmarks.suites import DatasetPlan, MethodPlan, Suite
 from datasets_registry.protocol import PROTOCOL, Count, Regime, Repetition
 from datasets_registry.records import PreferenceData
@@ -150,13 +149,7 @@ def method_entries(suite: Suite, chosen: list[str] | None) -> tuple[list[MethodE
         try:
             config = create(name, **plan.config).config
             cls = find(name)
-            entries.append(MethodEntry(cls, config, *origin(name), _source_sha256(cls)))
+            entries.append(MethodEntry(cls, config, *origin(name), source_sha256(cls)))
         except MethodError as why:
             failed[name] = str(why)
     return entries, failed
-
-
-def _source_sha256(cls: type[Method]) -> str:
-    """Return the sha256 of the file that defines a method, so that an edited method is run again."""
-    path = inspect.getsourcefile(cls)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""

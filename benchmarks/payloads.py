@@ -18,10 +18,11 @@ def build_payload(cell: Cell, seconds: float) -> Payload:
     """Return everything that the cell's process gets; no query label is in it."""
     data, spec, split = cell.prepared.data, cell.method.cls.spec, cell.split
     train = data.comparisons.take(split.train(cell.n_train, cell.n_users, cell.imbalance))
-    val = data.comparisons.take(split.validation(cell.n_users))
+    val_rows = split.validation(cell.n_users, cell.n_train)
+    val = data.comparisons.take(val_rows)
     if cell.control == "user_shuffle":
         train, val = shuffled(train, *_context(cell), "train"), shuffled(val, *_context(cell), "val")
-    questions = [_question(cell, "validation", train, split.validation(cell.n_users))]
+    questions = [_question(cell, "validation", train, val_rows)]
     for task in cell.tasks:
         history = train if task.regime == "seen" else data.comparisons.take(split.support(task.n_support or 0))
         questions.append(_question(cell, task.title, history, rows_of(cell, task), wrong=True))
@@ -52,8 +53,9 @@ def rows_of(cell: Cell, task: Task) -> Rows:
 
 def columns_of(answer: Answer, title: str, cell: Cell, rows: Rows) -> dict[str, Array]:
     """Return the columns of a margins file: the row of each query and what the cell answered to it."""
-    _, stands = completed(cell.prepared.data.comparisons.take(rows))
-    told = {k.removeprefix(f"{title}/"): v[stands] for k, v in answer.arrays.items() if k.startswith(f"{title}/")}
+    _, stands, sign = completed(cell.prepared.data.comparisons.take(rows))
+    asked = {k: v for k, v in answer.arrays.items() if k.startswith(f"{title}/")}
+    told = {k.removeprefix(f"{title}/"): v[stands] * sign for k, v in asked.items()}
     return {"row": rows.astype(np.int32), **told}
 
 
@@ -70,7 +72,7 @@ def shuffled(comparisons: Comparisons, *context: object) -> Comparisons:
 
 
 def _question(cell: Cell, title: str, history: Comparisons, rows: Rows, *, wrong: bool = False) -> Question:
-    queries, _ = completed(cell.prepared.data.comparisons.take(rows))
+    queries, _, _ = completed(cell.prepared.data.comparisons.take(rows))
     users = np.unique(queries.user).astype(np.int32)
     return Question(
         title=title,

@@ -127,11 +127,10 @@ def prepare(plan: DatasetPlan, progress: Progress) -> Prepared:
 
     progress.note(f"preparing {plan.name} with {plan.encoder}")
     data = load(plan.name)
-    digest = data.digest
-    report = checked_probe(data, digest)
+    report = checked_probe(data, plan.encoder)
     if report.refusals:
         raise DataError(f"{data.id} is refused by the format probe: {'; '.join(report.refusals)}")
-    return Prepared(plan, data, digest, features_path(data, plan.encoder))
+    return Prepared(plan, data, data.digest, features_path(data, plan.encoder))
 
 
 def _tickets(todo: list[Cell], limits: Limits) -> Iterator[tuple[Cell, Callable[[], Any]]]:
@@ -196,7 +195,7 @@ def _write(folder: ResultsFolder, cell: Cell, outcome: Outcome) -> None:
     fit_key = cell.fit_key
     validation = None
     if outcome.answer is not None and "validation/margin" in outcome.answer.arrays:
-        rows = cell.split.validation(cell.n_users)
+        rows = cell.split.validation(cell.n_users, cell.n_train)
         name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, fit_key)
         validation = folder.write_margins(name, columns_of(outcome.answer, "validation", cell, rows))
     for task in cell.tasks:

@@ -157,19 +157,23 @@ def probe(data: PreferenceData, features: Float32 | None = None) -> ProbeReport:
     )
 
 
-def checked_probe(data: PreferenceData, digest: str | None = None) -> ProbeReport:
-    """Return the report of a dataset, kept under HETPREF_HOME by content digest, so that a suite probes it once."""
+def checked_probe(data: PreferenceData, encoder_id: str = "tabular@1") -> ProbeReport:
+    """Return the report of a dataset, kept under HETPREF_HOME by content digest, so that a suite probes it once.
+
+    Features of a text encoder are probed by their norm, too.
+    """
+    from datasets_registry.features import features
     from datasets_registry.sources import home
 
-    digest = data.digest if digest is None else digest
-    path = home() / "probes" / f"{PROTOCOL}-{RULE}" / f"{digest}.json"
+    digest = data.digest
+    path = home() / "probes" / f"{PROTOCOL}-{RULE}" / f"{digest}-{encoder_id}.json"
     try:
         found = ProbeReport.of(json.loads(path.read_text(encoding="utf-8")))
         if found.dataset_digest == digest:
             return found
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    report = probe(data)
+    report = probe(data, None if encoder_id == "tabular@1" else features(data, encoder_id))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.stem}.{os.getpid()}")
     scratch.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")

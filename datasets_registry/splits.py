@@ -82,9 +82,13 @@ class Split:
             raise RequestError(f"imbalance={imbalance!r} is unknown; allowed: None, 'zipf'")
         return self._zipf(people, n)
 
-    def validation(self, n_users: Count = "all") -> Rows:
-        """Return the rows of the first `n_users` seen people on validation prompts."""
-        return self._rows(VALIDATION, self._seen(n_users))
+    def validation(self, n_users: Count = "all", n_val: Count = "all") -> Rows:
+        """Return at most `n_val` units each of the first `n_users` seen people on validation prompts, nested.
+
+        The harness gives `n_val = n_train`: what a person says for tuning is never more than for training, so that it
+        cannot stand in for training data where there is little.
+        """
+        return self._rows(VALIDATION, self._seen(n_users), _count("n_val", n_val, least=1))
 
     def support(self, n_support: Count) -> Rows:
         """Return `n_support` units of each unseen person on support prompts; 0 gives no rows."""

@@ -22,8 +22,9 @@ CARD = Card(
     shares=(0.60, 0.05, 0.15, 0.20),
     notes="A unit is one of 59 choice situations, each met by 41 to 187 people; they are the clusters, so query "
     "situations are new to everybody. The order in which the four plans were shown is ignored. 40 people met a "
-    "situation twice: both answers are kept, in one unit. Three comparisons per choice (chosen against each other "
-    "plan): within a unit the pairs tell which plan was chosen, so a margin may depend on its own pair only.",
+    "situation twice: both answers are kept, in one unit. Three comparisons per choice, chosen against each other "
+    "plan; the harness asks all six pairs. Situations share plans: 38 % of the query pairs were judged by somebody in "
+    "training in another situation, 5 % by the same person (fold 0).",
 )
 
 COLUMNS = ("pf", "cl", "loc", "wk", "tod", "seas")

@@ -1,0 +1,63 @@
+"""What code a margin depends on, as a digest: a cell is run again when any of it was edited, and only then."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sys
+from functools import cache
+from pathlib import Path
+
+from methods.interface import Method
+
+_ROOT = Path(__file__).resolve().parent.parent
+_CATALOG = "methods.catalog"
+# Of the runner, only what cuts the payload and asks the questions; how processes are kept or shown moves no margin.
+_OF_THE_RUNNER = ("cells", "cell_process", "choice_sets", "payloads")
+
+
+def source_sha256(cls: type[Method]) -> str:
+    """Return the sha256 of a method's own modules and of everything that all methods share.
+
+    Own modules are the class's and, within the catalogue or the plug-in's package, those that they import: editing one
+    method does not run the others again.
+    """
+    h = hashlib.sha256(_shared().encode())
+    for path in sorted(_own_files(cls.__module__)):
+        h.update(f"\x1e{path.name}\x1f".encode() + path.read_bytes())
+    return h.hexdigest()
+
+
+@cache
+def _shared() -> str:
+    """Return the digest of the datasets' code, the methods' machinery, and what the runner hands to a cell."""
+    files = [
+        *(_ROOT / "datasets_registry").rglob("*.py"),
+        *(p for p in (_ROOT / "methods").rglob("*.py") if p.parent.name != "catalog"),
+        *(_ROOT / "benchmarks" / f"{name}.py" for name in _OF_THE_RUNNER),
+    ]
+    h = hashlib.sha256()
+    for path in sorted(files):
+        h.update(f"\x1e{path.relative_to(_ROOT).as_posix()}\x1f".encode() + path.read_bytes())
+    return h.hexdigest()
+
+
+def _own_files(module: str) -> set[Path]:
+    """Return the files of a module and of the modules beside it that it imports, directly or not."""
+    package = _CATALOG if module.startswith(_CATALOG + ".") else module.split(".")[0]
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        known = sys.modules.get(name)
+        path = inspect.getsourcefile(known) if known is not None else None
+        if name in found or path is None or not (name == package or name.startswith(package + ".")):
+            continue
+        found[name] = Path(path)
+        for node in ast.walk(ast.parse(found[name].read_bytes())):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return set(found.values())
