@@ -149,7 +149,7 @@ def row_order(row: Row) -> tuple[Any, ...]:
 
 
 def labeller(entrants: Sequence[Entrant]) -> Labeller:
-    """Return how entrants are labelled: by name, and by version and configuration where a name has several."""
+    """Return how entrants are labelled: by name, and by what of distribution, version, configuration it has several."""
     variants: dict[str, set[Entrant]] = defaultdict(set)
     for each in entrants:
         variants[each.method].add(dataclasses.replace(each, control=None))
@@ -157,6 +157,8 @@ def labeller(entrants: Sequence[Entrant]) -> Labeller:
     def label(entrant: Entrant) -> str:
         same = variants[entrant.method]
         name = entrant.method
+        if len({e.dist for e in same}) > 1:
+            name += f" [{entrant.dist}]"
         if len({e.version for e in same}) > 1:
             name += f" {entrant.version}"
         if len({e.config_sha256 for e in same}) > 1:

@@ -13,12 +13,12 @@ from datasets_registry.errors import RequestError, unknown
 from datasets_registry.protocol import Count
 from leaderboard.board import labeller
 from leaderboard.labels import Labels, Reals
-from leaderboard.metrics import acc_macro
+from leaderboard.metrics import estimated
 from leaderboard.panel import POOLED, Setting
 from leaderboard.ranking import headlines
 from leaderboard.rows import rounded
 from leaderboard.scoring import gather, panels
-from leaderboard.statistics import interval
+from leaderboard.statistics import interval, point
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,14 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
     for name in (first, second):
         if name not in known:
             raise unknown("method", name, known, then="These were measured in this folder")
-    gathered.located = [e for e in gathered.located if labelled(e.entrant) in (first, second, POOLED)]
+    gathered.located = [
+        e for e in gathered.located if labelled(e.entrant) in (first, second) or e.entrant.method == POOLED
+    ]
     shown = headlines([e.setting for e in gathered.located])
     out: list[Difference] = []
     pooled: dict[str, list[tuple[float, Reals, int]]] = defaultdict(list)
     for panel in panels(gathered, labels):
-        accuracy = acc_macro(panel)
-        assert accuracy.draws is not None
+        own, drawn, influence = point(panel.own), panel.draws["own"], panel.influence("own")
         at: dict[Setting, dict[str, int]] = defaultdict(dict)
         for k, column in enumerate(panel.columns):
             at[column.setting][labelled(column.entrant)] = k
@@ -71,8 +72,10 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
             a, b = columns[first], columns[second]
             if not panel.given[:, a].any() or (panel.given[:, a] != panel.given[:, b]).any():
                 continue
-            value = float(accuracy.value[a] - accuracy.value[b])
-            draws = accuracy.draws[a] - accuracy.draws[b]
+            apart = own[[a]] - own[[b]], drawn[[a]] - drawn[[b]], influence[:, [a]] - influence[:, [b]]
+            difference = estimated(panel, *apart)
+            assert difference.draws is not None
+            value, draws = float(difference.value[0]), difference.draws[0]
             seeds = int(panel.given[:, a].sum())
             out.append(_difference(setting, setting.regime, value, draws, seeds))
             if setting in shown:

@@ -96,7 +96,7 @@ class Labels:
         self._datasets: dict[str, PreferenceData] = {}
         self._digests: dict[str, str] = {}
         self._splits: dict[tuple[str, int, int], Any] = {}
-        self._queries: dict[tuple[str, int, int, str, Count], Query] = {}
+        self._queries: dict[tuple[str, int, int, str, Count, Count], Query] = {}
 
     def data(self, dataset: str) -> PreferenceData:
         """Return a dataset by id; raises HetprefError when the registry cannot give it."""
@@ -125,16 +125,16 @@ class Labels:
 
     def query(self, dataset: str, fold: int, draw: int, regime: Regime, n_users: Count) -> Query:
         """Return the labelled queries of a regime."""
-        key = (dataset, fold, draw, regime, n_users if regime == "seen" else "all")
+        key = (dataset, fold, draw, regime, n_users if regime == "seen" else "all", "all")
         if key not in self._queries:
-            rows = self.split(dataset, fold, draw).query(regime, key[-1])
+            rows = self.split(dataset, fold, draw).query(regime, key[4])
             self._queries[key] = Query.of(self.data(dataset), rows)
         return self._queries[key]
 
-    def validation(self, dataset: str, fold: int, draw: int, n_users: Count) -> Query:
-        """Return the labelled validation comparisons of seen people."""
-        key = (dataset, fold, draw, "validation", n_users)
+    def validation(self, dataset: str, fold: int, draw: int, n_users: Count, n_train: Count) -> Query:
+        """Return the labelled validation comparisons that a fit had: of seen people, at most `n_train` units each."""
+        key = (dataset, fold, draw, "validation", n_users, n_train)
         if key not in self._queries:
-            rows = self.split(dataset, fold, draw).validation(n_users)
+            rows = self.split(dataset, fold, draw).validation(n_users, n_train)
             self._queries[key] = Query.of(self.data(dataset), rows)
         return self._queries[key]

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from datasets_registry.errors import RequestError
 from leaderboard.rows import CostRow, Curve, Interval, Leaderboard, Row
-
-if TYPE_CHECKING:
-    from leaderboard.board import Board
 
 START, END = "<!-- hetpref results -->", "<!-- /hetpref results -->"
 _HEAD = (
@@ -85,7 +81,7 @@ def text(board: Leaderboard) -> str:
     return "\n".join(lines)
 
 
-def renew_readme(readme: Path, board: Board) -> None:
+def renew_readme(readme: Path, board: Leaderboard) -> None:
     """Replace what stands between the two markers of a Markdown file by the headline tables.
 
     Raises RequestError when the file or a marker is missing, and leaves the file as it is.
@@ -97,7 +93,7 @@ def renew_readme(readme: Path, board: Board) -> None:
     start, end = before.find(START), before.find(END)
     if start < 0 or end < start:
         raise RequestError(f"{readme} has no results block; put the lines {START} and {END} where it belongs")
-    after = before[: start + len(START)] + "\n" + readme_block(board.leaderboard) + before[end:]
+    after = before[: start + len(START)] + "\n" + readme_block(board) + before[end:]
     readme.write_text(after, encoding="utf-8")
 
 

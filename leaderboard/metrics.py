@@ -16,7 +16,7 @@ from scipy.special import expit  # pyright: ignore[reportMissingTypeStubs]
 from datasets_registry.errors import HetprefError
 from leaderboard.labels import Reals
 from leaderboard.panel import Block, Panel, count_order
-from leaderboard.statistics import interval, point
+from leaderboard.statistics import interval, point, widened
 
 ECE_BINS = 15
 GAIN_WORTH_HAVING = 0.01
@@ -24,7 +24,7 @@ GAIN_WORTH_HAVING = 0.01
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
-    """A metric of every column: `value` [k], NaN where it does not exist, and its bootstrap draws [k, draws]."""
+    """A metric of every column: `value` [k], NaN where it does not exist, and its draws [k, draws], widened."""
 
     value: Reals
     draws: Reals | None = None
@@ -70,15 +70,20 @@ def measures(panel: Panel) -> dict[str, list[Reals]]:
     return out
 
 
+def estimated(panel: Panel, value: Reals, draws: Reals, influence: Reals) -> Estimate:
+    """Return an estimate [k] whose draws over people are widened by what shared prompts add to its own influences."""
+    return Estimate(value, widened(value, draws, panel.crossing.widening(influence)))
+
+
 def _averaged(panel: Panel, name: str) -> Estimate:
-    if name not in panel.draws:
+    if name not in panel.samples:
         return Estimate(np.full(len(panel.columns), np.nan))
-    return Estimate(point(panel.samples[name]), panel.draws[name])
+    return estimated(panel, point(panel.samples[name]), panel.draws[name], panel.influence(name))
 
 
 def acc_macro(panel: Panel) -> Estimate:
     """Mean over users of mean over units of 1(s>0) + .5 1(s=0)."""
-    return Estimate(point(panel.own), panel.draws["own"])
+    return _averaged(panel, "own")
 
 
 def acc_micro(panel: Panel) -> Estimate:
@@ -94,23 +99,26 @@ def gain(panel: Panel) -> Estimate:
     """Paired difference to pooled Bradley-Terry on the same features, split, budget and seed.
 
     A column that was measured in other seeds than pooled, as the user-shuffle control is, is compared on those of both.
+    Each interval is 95 % for its own row; they are not corrected for how many rows there are, and one in twenty
+    user-shuffle rows without any gain is expected to exclude 0.
     """
-    own = acc_macro(panel)
-    assert own.draws is not None
-    value = np.where(panel.reference >= 0, own.value - own.value[panel.reference], np.nan)
-    draws = own.draws - own.draws[panel.reference]
+    own, draws, influence = point(panel.own), panel.draws["own"], panel.influence("own")
+    value = np.where(panel.reference >= 0, own - own[panel.reference], np.nan)
+    draws, influence = draws - draws[panel.reference], influence - influence[:, panel.reference]
     if len(some := panel.mismatched):
         mine, pooled = panel.samples["mismatched"], panel.samples["mismatched pooled"]
         value[some] = point(mine) - point(pooled)
         draws[some] = panel.draws["mismatched"] - panel.draws["mismatched pooled"]
-    return Estimate(value, draws)
+        influence[:, some] = panel.influence("mismatched") - panel.influence("mismatched pooled")
+    return estimated(panel, value, draws, influence)
 
 
 def specificity(panel: Panel) -> Estimate:
     """Accuracy with one's own state minus accuracy with another user's."""
     both = (panel.own.given == panel.wrong.given).all(axis=0)
     value = np.where(both, point(panel.own) - point(panel.wrong), np.nan)
-    return Estimate(value, panel.draws["own"] - panel.draws["wrong"])
+    draws = panel.draws["own"] - panel.draws["wrong"]
+    return estimated(panel, value, draws, panel.influence("own") - panel.influence("wrong"))
 
 
 def person_accuracy(panel: Panel) -> Reals:
@@ -186,15 +194,19 @@ def lowest_tenth(values: Reals) -> Reals:
 
 
 def aulc(panel: Panel) -> Estimate:
-    """Area under accuracy over log2(1+n), divided by its width; only for entrants with every budget of the curve."""
-    own = acc_macro(panel)
-    assert own.draws is not None
-    value, draws = np.full(len(own.value), np.nan), np.zeros_like(own.draws)
+    """Area under accuracy over log2(1+n), divided by its width; only for entrants with every budget of the curve.
+
+    n is the setting's, the same for every entrant: whoever lacks a seed is not measured over another axis.
+    """
+    own, own_draws, own_influence = point(panel.own), panel.draws["own"], panel.influence("own")
+    value, draws, influence = np.full(len(own), np.nan), np.zeros_like(own_draws), np.zeros_like(own_influence)
     for columns in curves(panel):
-        weight = _trapezoid(np.log2(1 + np.array([panel.columns[c].n_mean for c in columns])))
-        value[columns] = weight @ own.value[columns]
-        draws[columns] = weight @ own.draws[columns]
-    return Estimate(value, draws)
+        n = np.array([panel.n_mean[panel.columns[c].setting] for c in columns])
+        weight = _trapezoid(np.log2(1 + n))
+        value[columns] = weight @ own[columns]
+        draws[columns] = weight @ own_draws[columns]
+        influence[:, columns] = (own_influence[:, columns] @ weight)[:, None]
+    return estimated(panel, value, draws, influence)
 
 
 def _trapezoid(x: Reals) -> Reals:
@@ -223,7 +235,11 @@ def curves(panel: Panel, *, complete: bool = True) -> list[list[int]]:
 
 
 def n_at_gain(panel: Panel) -> Estimate:
-    """Smallest n whose gain is at least one point with its interval above 0; "all" counts as what people had."""
+    """Smallest n whose gain is at least one point with its interval above 0; "all" counts as what people had.
+
+    The first of several looks: each interval is 95 % for its own budget, and nothing is corrected for how many budgets
+    were looked at. It describes a curve; a claim that there is a gain belongs to one budget fixed beforehand.
+    """
     gains = gain(panel)
     low, _ = gains.bounds()
     value = np.full(len(low), np.nan)
@@ -231,7 +247,7 @@ def n_at_gain(panel: Panel) -> Estimate:
         for k in columns:
             if gains.value[k] >= GAIN_WORTH_HAVING and low[k] > 0:
                 n = panel.columns[k].setting.n
-                value[columns] = panel.columns[k].n_mean if n == "all" else n
+                value[columns] = panel.n_mean[panel.columns[k].setting] if n == "all" else n
                 break
     return Estimate(value)
 
@@ -298,7 +314,9 @@ def calibration_error(logits: Reals, label: Reals, bins: int = ECE_BINS) -> floa
 def _regret(panel: Panel, block: Block) -> Reals | None:
     """(u_max - u_picked) / (u_max - u_mean) per unit, where the truth gives utilities of the unit's items.
 
-    The pick has the greatest sum of margins over the unit's comparisons (Borda); picks that tie are averaged.
+    The pick has the greatest sum of margins over the unit's comparisons (Borda); picks that tie are averaged. Units
+    whose comparisons do not hold every pair of their items are left out: where a choice was recorded as the chosen item
+    against each other one, the sum over that star favours the chosen one, whoever scores.
     """
     data, query = panel.data, block.query
     attributes = data.items.attributes
@@ -319,22 +337,27 @@ def _regret(panel: Panel, block: Block) -> Reals | None:
     chosen = np.add.reduceat(picked * utility[:, None], starts, axis=0) / np.add.reduceat(picked, starts, axis=0)
     top = np.maximum.reduceat(utility, starts)
     spread = top - np.add.reduceat(utility, starts) / size
+    either = np.stack([unit_of, np.minimum(query.first, query.second), np.maximum(query.first, query.second)])
+    judged = np.bincount(np.unique(either, axis=1)[0], minlength=len(starts))
+    whole = (spread > 1e-9) & (judged == size * (size - 1) // 2)
     out = np.full(chosen.shape, np.nan)
-    return np.divide(top[:, None] - chosen, spread[:, None], out=out, where=spread[:, None] > 1e-9)
+    return np.divide(top[:, None] - chosen, spread[:, None], out=out, where=whole[:, None])
 
 
 def closed_gap(panel: Panel) -> Estimate:
     """(accuracy - pooled) / (oracle - pooled); no interval where the oracle is not clearly above pooled."""
-    own, both = acc_macro(panel), panel.paired(panel.reference) & panel.paired(panel.oracle)
-    assert own.draws is not None
-    whole = own.value[panel.oracle] - own.value[panel.reference]
+    own, own_draws, influence = point(panel.own), panel.draws["own"], panel.influence("own")
+    both = panel.paired(panel.reference) & panel.paired(panel.oracle)
+    whole = own[panel.oracle] - own[panel.reference]
     exists = both & (whole > 1e-9)
-    part = own.value - own.value[panel.reference]
+    part = own - own[panel.reference]
     value = np.divide(part, whole, out=np.full(len(part), np.nan), where=exists)
-    reference = own.draws[panel.reference]
-    above = own.draws[panel.oracle] - reference
-    draws = np.divide(own.draws - reference, above, out=np.full_like(above, np.nan), where=above > 1e-9)
-    return Estimate(value, draws)
+    reference = own_draws[panel.reference]
+    above = own_draws[panel.oracle] - reference
+    draws = np.divide(own_draws - reference, above, out=np.full_like(above, np.nan), where=above > 1e-9)
+    # The influence of a ratio a / b is that of a - (a / b) b, over b, which is the same for all people and prompts.
+    pooled, share = influence[:, panel.reference], np.nan_to_num(value)
+    return estimated(panel, value, draws, influence - pooled - share * (influence[:, panel.oracle] - pooled))
 
 
 def _registry(metrics: Iterable[Metric]) -> dict[str, Metric]:
@@ -357,7 +380,7 @@ METRICS: dict[str, Metric] = _registry(
         Metric("brier_t", "Brier (T)", "lower", "squared error after one temperature", measure=_brier(True)),
         Metric("ece", "ECE", "lower", "calibration error, 15 equal-mass bins", _ece(False)),
         Metric("ece_t", "ECE (T)", "lower", "calibration error after one temperature", _ece(True)),
-        Metric("regret", "Regret", "lower", "best-of-n regret against the true utilities", measure=_regret),
+        Metric("regret", "Regret", "lower", "best-of-n regret where every pair was judged", measure=_regret),
         Metric("closed_gap", "Gap closed", "higher", "share of the way from pooled to the oracle", closed_gap),
     ]
 )

@@ -6,6 +6,8 @@ is an entrant (a method and its configuration) under one setting (encoder and bu
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +20,11 @@ from datasets_registry.protocol import PROTOCOL, Count, Regime, mix
 from datasets_registry.records import PreferenceData
 from leaderboard.labels import Index, Query, Reals
 from leaderboard.records import RunRecord
-from leaderboard.statistics import DRAWS, Sample, Units, bootstrap
+from leaderboard.statistics import DRAWS, Crossing, Sample, Units, bootstrap
 
 POOLED = "pooled-bt"
 ORACLE = "oracle"
+BUILT_IN = "hetpref"
 
 
 def count_order(count: Count | None) -> tuple[int, int]:
@@ -61,9 +64,13 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """A method, its version and configuration; `control` marks the fit with permuted people."""
+    """A method, where it comes from, its version and configuration; `control` marks the fit with permuted people.
+
+    Methods of one name from two distributions are two entrants: neither can supersede the other.
+    """
 
     method: str
+    dist: str
     version: str
     config_sha256: str
     role: str
@@ -73,7 +80,7 @@ class Entrant:
     @property
     def order(self) -> tuple[str, ...]:
         """Return the sort key."""
-        return self.method, self.version, self.config_sha256, self.control or ""
+        return self.method, self.dist, self.version, self.config_sha256, self.control or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +92,36 @@ class Column:
     records: dict[int, RunRecord]
 
     @property
-    def n_mean(self) -> float:
-        """Return the budget that people really had along the curve, averaged over seeds."""
+    def had(self) -> dict[int, float]:
+        """Return the budget that people really had along the curve, by seed."""
         unseen = self.setting.regime == "unseen"
-        had = [r.split.n_support_mean or 0.0 if unseen else r.split.n_train_mean for r in self.records.values()]
-        return float(np.mean(had)) if had else 0.0
+        told = {seed: r.split for seed, r in self.records.items()}
+        return {seed: s.n_support_mean or 0.0 if unseen else s.n_train_mean for seed, s in told.items()}
+
+    @property
+    def preference(self) -> tuple[Any, ...]:
+        """Return the key by which the column of a built-in is chosen where a setting has several; the least wins.
+
+        The most recent version; of it the configuration with the fewest values other than None (None: the method's own
+        choice), which is the default; of equals the one whose digest comes first. Nothing that was measured matters.
+        """
+        numbers = [-int(n) for n in re.findall(r"\d{1,9}", self.entrant.version)[:8]]
+        config = [r.method.config for r in self.records.values()][:1]
+        set_by_hand = sum(v is not None for each in config for v in each.values())
+        return *numbers, *[0] * (8 - len(numbers)), set_by_hand, *self.entrant.order
+
+
+def built_in(columns: Sequence[Column], name: str) -> dict[Setting, list[int]]:
+    """Return, per setting, the columns of hetpref's own method of a name, in order of preference.
+
+    A method of that name from another distribution is none: nobody else's can be the reference of a gain.
+    """
+    found: dict[Setting, list[int]] = defaultdict(list)
+    for k, column in enumerate(columns):
+        entrant = column.entrant
+        if (entrant.method, entrant.dist, entrant.control) == (name, BUILT_IN, None):
+            found[column.setting].append(k)
+    return {setting: sorted(some, key=lambda k: columns[k].preference) for setting, some in found.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +165,7 @@ class Panel:
         self.given = np.stack([b.given for b in self.blocks])  # (n_seeds, k)
         self.imputed = np.stack([b.imputed for b in self.blocks])  # (n_seeds, k)
         self._units: dict[tuple[int, bytes], Units] = {}
+        self._influences: dict[str, Reals] = {}
 
     @property
     def context(self) -> tuple[object, ...]:
@@ -144,10 +177,11 @@ class Panel:
         """Return the units kept of a block, shared by the blocks that have the same query set."""
         key = (id(block.query), keep.tobytes())
         if key not in self._units:
-            self._units[key] = Units(np.searchsorted(self.people, block.query.person[keep]).astype(np.int64))
+            person = np.searchsorted(self.people, block.query.person[keep]).astype(np.int64)
+            self._units[key] = Units(person, block.query.unit[keep])
         return self._units[key]
 
-    def sample(self, values: Sequence[Reals], *, people: bool = False) -> Sample:
+    def sample(self, values: Sequence[Reals]) -> Sample:
         """Return unit values [n_units, k] per block as a sample; units that are NaN throughout are left out."""
         units: list[Units] = []
         kept: list[Reals] = []
@@ -157,10 +191,9 @@ class Panel:
             here = self.units(block, keep)
             value = value[keep]
             given[s] &= ~np.isnan(value).any(axis=0) & bool(keep.any())
-            value = np.where(given[s], value, 0.0)
             units.append(here)
-            kept.append(here.means(value) if people else value)
-        return Sample("people" if people else "units", units, kept, given)
+            kept.append(np.where(given[s], value, 0.0))
+        return Sample(units, kept, given)
 
     def accuracies(self, margins: Sequence[NDArray[np.float32]]) -> list[Reals]:
         """Return the accuracy per unit, float64 [n_units, k] per block; NaN where all labels of a unit are ties."""
@@ -201,11 +234,8 @@ class Panel:
         return self._named(ORACLE)
 
     def _named(self, name: str) -> Index:
-        found: dict[Setting, int] = {}
-        for k, column in enumerate(self.columns):
-            if column.entrant.method == name and column.entrant.control is None:
-                found.setdefault(column.setting, k)
-        return np.array([found.get(c.setting, -1) for c in self.columns], dtype=np.int64)
+        found = built_in(self.columns, name)
+        return np.array([found.get(c.setting, [-1])[0] for c in self.columns], dtype=np.int64)
 
     def paired(self, other: Index) -> NDArray[np.bool_]:
         """Return which columns have a partner `other` that was measured in the same seeds, bool [k]."""
@@ -221,20 +251,45 @@ class Panel:
         """Return the samples of accuracy ("own", "wrong") and of every measure of the metrics' registry, by name."""
         from leaderboard.metrics import measures
 
-        averaged = {name: self.sample(values, people=True) for name, values in measures(self).items()}
+        averaged = {name: self.sample(values) for name, values in measures(self).items()}
         samples = {"own": self.own, "wrong": self.wrong, **averaged}
         if len(some := self.mismatched):
             pooled, own = self.reference[some], self.own
             given = own.given[:, some] & own.given[:, pooled]
-            samples["mismatched"] = Sample("units", own.units, [v[:, some] for v in own.values], given)
-            samples["mismatched pooled"] = Sample("units", own.units, [v[:, pooled] for v in own.values], given)
+            samples["mismatched"] = Sample(own.units, [v[:, some] for v in own.values], given)
+            samples["mismatched pooled"] = Sample(own.units, [v[:, pooled] for v in own.values], given)
         return samples
 
     @cached_property
     def draws(self) -> dict[str, Reals]:
-        """Return bootstrap draws [k, draws] of every sample, all on the same seeds, people and units."""
+        """Return bootstrap draws over people [k, draws] of every sample, all on the same people, not yet widened."""
         drawn = bootstrap(len(self.people), list(self.samples.values()), *self.context, draws=DRAWS)
         return dict(zip(self.samples, drawn, strict=True))
+
+    @cached_property
+    def crossing(self) -> Crossing:
+        """Return who met which prompt."""
+        return Crossing.of([self.units(b, np.ones(len(b.query.starts), dtype=bool)) for b in self.blocks])
+
+    def influence(self, name: str) -> Reals:
+        """Return the influence of every cell of people x prompts on each estimate of a sample, float64 [n_cells, k]."""
+        if name not in self._influences:
+            self._influences[name] = self.crossing.influence(self.samples[name])
+        return self._influences[name]
+
+    @cached_property
+    def n_mean(self) -> dict[Setting, float]:
+        """Return the budget that people really had along the curve in each setting, the same for every entrant.
+
+        The split decides it, not the method; so it is the mean over all seeds that anyone has in the setting, of what
+        the records of that seed say (the median, which one wrong record does not move).
+        """
+        told: dict[Setting, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for column in self.columns:
+            for seed, n in column.had.items():
+                told[column.setting][seed].append(n)
+        means = {s: [float(np.median(by[seed])) for seed in sorted(by)] for s, by in told.items()}
+        return {c.setting: float(np.mean(means[c.setting])) if c.setting in means else 0.0 for c in self.columns}
 
     @cached_property
     def halves(self) -> list[NDArray[np.bool_]]:

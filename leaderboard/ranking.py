@@ -14,7 +14,7 @@ from leaderboard.metrics import METRICS, Estimate, curves, person_accuracy
 from leaderboard.panel import Column, Entrant, Panel, Setting, count_order
 from leaderboard.records import RunRecord
 from leaderboard.rows import Badge, Curve, CurvePoint, Interval, Overall, RankInterval, Row, rounded
-from leaderboard.statistics import interval, pairwise, rank_interval, ranks, tiers
+from leaderboard.statistics import interval, pairwise, point, rank_bounds, ranks, tiers
 
 MAX_IMPUTED = 0.10
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -70,7 +70,7 @@ def score(panel: Panel, labelled: Labeller, headlines: set[Setting], *, rank_dir
         members[column.setting].append(k)
     for setting, columns in members.items():
         rankable = [k for k in columns if _rankable(panel, k, rank_dirty)]
-        placed = _ranked(rankable, estimates["acc_macro"])
+        placed = _ranked(panel, rankable)
         for k in columns:
             out.rows.append(_row(panel, k, {n: c[k] for n, c in cells.items()}, people[:, k], placed.get(k), labelled))
         if setting in headlines:
@@ -107,14 +107,15 @@ def _rankable(panel: Panel, k: int, rank_dirty: bool) -> bool:
     return method and clean and bool(panel.given[:, k].any()) and _imputed(panel, k) <= MAX_IMPUTED
 
 
-def _ranked(columns: list[int], accuracy: Estimate) -> dict[int, tuple[RankInterval, int]]:
+def _ranked(panel: Panel, columns: list[int]) -> dict[int, tuple[RankInterval, int]]:
+    """Return rank and tier by accuracy, both from one matrix of corrected differences."""
     if not columns:
         return {}
-    assert accuracy.draws is not None
-    values, draws = accuracy.value[columns], accuracy.draws[columns]
-    low, high = rank_interval(draws)
-    ordinal = ranks(values)
-    tier = tiers(values, pairwise(values, draws).p)
+    values = point(panel.own)[columns]
+    shared = panel.crossing.shared_variance(panel.influence("own")[:, columns])
+    p = pairwise(values, panel.draws["own"][columns], shared).p
+    ordinal, tier = ranks(values), tiers(values, p)
+    low, high = rank_bounds(values, p)
     told = zip(columns, ordinal.tolist(), low.tolist(), high.tolist(), tier.tolist(), strict=True)
     return {k: (RankInterval(value=o, low=a, high=b), t) for k, o, a, b, t in told}
 
@@ -139,7 +140,7 @@ def _row(
         version=column.entrant.version,
         config=records[0].method.config,
         seeds=[b.seed for b, given in zip(panel.blocks, panel.given[:, k], strict=True) if given],
-        n_mean=rounded(column.n_mean) or 0.0,
+        n_mean=rounded(panel.n_mean[column.setting]) or 0.0,
         people=[round(q, 6) + 0.0 for q in quantiles],
         rank=placed[0] if placed else None,
         tier=placed[1] if placed else None,
@@ -158,7 +159,7 @@ def _curve(panel: Panel, columns: list[int], cells: dict[str, list[Interval]], l
     points = [
         CurvePoint(
             n=panel.columns[k].setting.n,
-            n_mean=rounded(panel.columns[k].n_mean) or 0.0,
+            n_mean=rounded(panel.n_mean[panel.columns[k].setting]) or 0.0,
             acc_macro=cells["acc_macro"][k],
             gain=cells["gain"][k],
         )

@@ -19,7 +19,7 @@ from scipy.special import expit  # pyright: ignore[reportMissingTypeStubs]
 from datasets_registry.errors import DataError, HetprefError
 from datasets_registry.protocol import PROTOCOL, Count
 from leaderboard.labels import Labels, Query, Reals
-from leaderboard.panel import POOLED, Block, Column, Entrant, Panel, Setting
+from leaderboard.panel import POOLED, Block, Column, Entrant, Panel, Setting, built_in
 from leaderboard.records import FileRef, RunRecord, canonical_sha256
 from leaderboard.store import ResultsFolder, read_record
 
@@ -38,7 +38,7 @@ class Located:
     def entrant(self) -> Entrant:
         """Return who was measured."""
         m = self.record.method
-        return Entrant(m.name, m.version, m.config_sha256, m.role, m.level, self.record.control)
+        return Entrant(m.name, m.dist, m.version, m.config_sha256, m.role, m.level, self.record.control)
 
 
 @dataclass(slots=True)
@@ -173,11 +173,7 @@ def _block(
                 gathered.skip(f"margins of {each.record.key[:16]}", str(why))
     beta = np.array(_temperatures([e if g else None for e, g in zip(located, given, strict=True)], labels, gathered))
     imputed = np.zeros(k, dtype=bool)
-    pooled = {
-        c.setting: n
-        for n, c in reversed(list(enumerate(columns)))
-        if c.entrant.method == POOLED and given[n] and c.entrant.control is None
-    }
+    pooled = {s: there[0] for s, some in built_in(columns, POOLED).items() if (there := [n for n in some if given[n]])}
     for column in np.flatnonzero(~given).tolist():
         setting = columns[column].setting
         if seed in seeds_of[setting] and setting in pooled and columns[column].entrant.control is None:
@@ -212,11 +208,11 @@ def _temperatures(located: Iterable[Located | None], labels: Labels, gathered: G
         keys.append(ref.sha256 if ref else "")
         if each and ref and ref.sha256 not in found:
             at = each.record.split
-            part = labels.validation(each.setting.dataset, at.fold, at.draw, each.setting.n_users)
             try:
+                part = labels.validation(each.setting.dataset, at.fold, at.draw, each.setting.n_users, at.n_train)
                 table = each.folder.read_margins(ref)
                 found[ref.sha256] = (part, part.align(table["row"], table["margin"]))
-            except (DataError, KeyError) as why:
+            except (HetprefError, KeyError) as why:
                 gathered.skip(f"validation margins of {each.record.key[:16]}", f"no temperature: {why}")
                 found[ref.sha256] = None
     fitted: dict[str, float] = {"": float("nan")} | {key: float("nan") for key in found}

@@ -1,9 +1,15 @@
 """Intervals, corrected differences, tiers and ranks. The person is the unit.
 
-The bootstrap is hierarchical: seeds, then people, then units within people. People are drawn once per draw from all
-people of a (dataset, regime) and keep their weight in every seed and for every method, so that differences are paired
-without more ado. A person drawn k times brings k independent resamples of their units, as in a two-stage bootstrap of
-tables; here both stages become one weight per (draw, unit), and a thousand columns are one matrix product.
+People are resampled, once per draw from all people of a (dataset, regime): a person keeps their weight in every seed
+and for every method, so that differences are paired without more ado. Their units and the seeds are not drawn again:
+the mean over a person's units varies between people by the noise of units too, so that people alone carry both, and
+further stages of units and of seeds would count the same noise again. Where 300 people have 3 units in each of 3 seeds,
+three nested stages give 1.8 times the true standard error.
+
+What people alone do not carry is what they share: where many answer the same prompt, its difficulty is common to them.
+So every quantity's draws are widened about its estimate by the ratio of a two-way cluster-robust standard error, people
+x prompts (Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering"), to that of people alone. The
+intervals are for the fits that were made: seeds are averaged, the chance of training again is not in them.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +34,27 @@ LEVEL = 0.95
 _CHUNK_VALUES = 1_500_000
 
 
+def _heads(ordered: Index) -> Index:
+    """Return where each run of equal values begins, int64 [n_runs]."""
+    new = np.ones(len(ordered), dtype=bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return np.flatnonzero(new).astype(np.int64)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """Who said what in one query set: `person`, int64 [n_units] ascending, indexes the people of the whole panel."""
+    """Who was asked what in one query set, int64 [n_units] each: `person`, ascending, indexes the people of the panel.
+
+    `prompt` is the dataset's unit id, the choice situation that people may share. A pair occurs once.
+    """
 
     person: Index
+    prompt: Index
 
     @property
     def starts(self) -> Index:
         """Return the first unit of each person present, int64 [n_present]."""
-        new = np.ones(len(self.person), dtype=bool)
-        new[1:] = self.person[1:] != self.person[:-1]
-        return np.flatnonzero(new).astype(np.int64)
+        return _heads(self.person)
 
     @property
     def present(self) -> Index:
@@ -62,47 +77,43 @@ class Units:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """What is resampled: `values[s]`, float64 [n_units or n_present, k], over `units[s]`, for every seed s.
+    """What is averaged: `values[s]`, float64 [n_units, k], over `units[s]`, for every seed s.
 
-    `given`, bool [n_seeds, k]: which column has which seed. Seeds that share the very same `Units` object share the
-    draw of units. At level "people" the rows are person means and units are not drawn again: one stage, for measures
-    that are not averages over the same units as accuracy.
+    `given`, bool [n_seeds, k]: which column has which seed; the values of one that has not are ignored.
     """
 
-    level: Literal["units", "people"]
     units: Sequence[Units]
     values: Sequence[Reals]
     given: NDArray[np.bool_]
+
+    def people(self) -> list[Reals]:
+        """Return the means over people's units per seed, float64 [n_present, k], 0 where a column lacks the seed."""
+        each = zip(self.units, self.values, self.given, strict=True)
+        return [np.where(given, units.means(values), 0.0) for units, values, given in each]
 
 
 def bootstrap(n_people: int, samples: Sequence[Sample], *context: object, draws: int = DRAWS) -> list[Reals]:
     """Return the bootstrap draws of each sample's means over seeds of means over people, float64 [k, draws].
 
-    A column that lacks a seed is averaged over those it has; where a draw has none of them, its place is taken by the
-    point estimate. The seeds and people drawn are the same for all samples.
+    A column that lacks a seed is averaged over those it has; where a draw has nobody of any of them, the point estimate
+    takes its place. The people drawn are the same for all samples, seeds and columns.
     """
-    by_units = {id(each): each for sample in samples if sample.level == "units" for each in sample.units}
     out = [np.empty((each.given.shape[1], draws)) for each in samples]
     points = [point(each) for each in samples]
-    known = [[np.where(g, v, 0.0) for g, v in zip(each.given, each.values, strict=True)] for each in samples]
-    n_seeds = max((len(each.units) for each in samples), default=0)
-    largest = max((len(each.person) for each in by_units.values()), default=1)
-    chunk = int(np.clip(_CHUNK_VALUES // max(largest, 1), 16, draws))
+    means = [each.people() for each in samples]
+    presents = [[units.present for units in each.units] for each in samples]
+    chunk = int(np.clip(_CHUNK_VALUES // max(n_people, 1), 16, draws))
 
     def draw(at: int) -> None:
         size = min(chunk, draws - at)
-        rng = generator(*context, "bootstrap", at)
-        drawn_seeds, people = _counts(rng, size, n_seeds), _counts(rng, size, n_people)
-        weights = {key: _unit_weights(rng, people[:, each.present], each) for key, each in by_units.items()}
-        for target, sample, values, centre in zip(out, samples, known, points, strict=True):
+        people = _counts(generator(*context, "bootstrap", at), size, n_people)
+        for target, sample, values, present, centre in zip(out, samples, means, presents, points, strict=True):
             total, mass = np.zeros((size, len(centre))), np.zeros((size, len(centre)))
-            for s, each in enumerate(sample.units):
-                present = people[:, each.present]
-                weight = weights[id(each)] if sample.level == "units" else present
-                heads = present.sum(axis=1)
-                share = drawn_seeds[:, s] * (heads > 0)
-                total += (weight * (share / np.maximum(heads, 1))[:, None]) @ values[s]
-                mass += share[:, None] * sample.given[s]
+            for here, value, given in zip(present, values, sample.given, strict=True):
+                weight = people[:, here]
+                heads = weight.sum(axis=1, keepdims=True)
+                total += (weight / np.maximum(heads, 1)) @ value
+                mass += (heads > 0) * given
             np.divide(total, mass, out=total, where=mass > 0)
             target[:, at : at + size] = np.where(mass > 0, total, centre).T
 
@@ -117,16 +128,6 @@ def _one_blas_thread() -> AbstractContextManager[Any]:
     return cast(Any, importlib.import_module("threadpoolctl")).threadpool_limits(1, user_api="blas")
 
 
-def point(sample: Sample) -> Reals:
-    """Return the plain estimate: the mean over seeds of the mean over people, float64 [k]; NaN without a seed."""
-    total = np.zeros(sample.given.shape[1])
-    for each, values, given in zip(sample.units, sample.values, sample.given, strict=True):
-        people = each.means(values) if sample.level == "units" else values
-        total += np.where(given, people.mean(axis=0), 0) if len(people) else 0
-    n = sample.given.sum(axis=0)
-    return np.where(n > 0, total / np.maximum(n, 1), np.nan)
-
-
 def _counts(rng: np.random.Generator, draws: int, n: int) -> Reals:
     """Draw n of n with replacement, `draws` times: how often each came, float64 [draws, n]."""
     if n <= 1:
@@ -135,18 +136,110 @@ def _counts(rng: np.random.Generator, draws: int, n: int) -> Reals:
     return np.bincount(picked.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
 
 
-def _unit_weights(rng: np.random.Generator, people: Reals, units: Units) -> Reals:
-    """Return the weight of every unit, float64 [draws, n_units]: a person with m units drawn w times has w m picks."""
-    draws, n_units = len(people), len(units.person)
-    sizes = units.sizes
-    if sizes.max(initial=1) == 1:
-        return people
-    picks = (people * sizes).astype(np.int64).ravel()
-    slot = np.tile(units.starts, draws) + np.repeat(np.arange(draws) * n_units, len(sizes))
-    chosen = (rng.random(int(picks.sum())) * np.repeat(np.tile(sizes, draws), picks)).astype(np.int64)
-    chosen += np.repeat(slot, picks)
-    counts = np.bincount(chosen, minlength=draws * n_units).reshape(draws, n_units)
-    return counts / np.repeat(sizes, sizes)
+def point(sample: Sample) -> Reals:
+    """Return the plain estimate: the mean over seeds of the mean over people, float64 [k]; NaN without a seed."""
+    total = np.zeros(sample.given.shape[1])
+    for people in sample.people():
+        total += people.mean(axis=0) if len(people) else 0
+    n = sample.given.sum(axis=0)
+    return np.where(n > 0, total / np.maximum(n, 1), np.nan)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Crossing:
+    """Who met which prompt in any seed: the cells of people x prompts, ascending by person, then prompt.
+
+    `base` is above every prompt id, `key` = person * base + prompt, int64 [n_cells]; `person_starts` the first cell of
+    each person; `by_prompt` the cells in order of prompts, and `prompt_starts` the first of each prompt therein.
+    """
+
+    base: int
+    key: Index
+    person_starts: Index
+    by_prompt: Index
+    prompt_starts: Index
+
+    @classmethod
+    def of(cls, units: Sequence[Units]) -> Self:
+        """Return the cells in which the units of any seed lie."""
+        base = 1 + max((int(each.prompt.max(initial=0)) for each in units), default=0)
+        key = np.unique(np.concatenate([each.person * base + each.prompt for each in units]))
+        prompt = key % base
+        by_prompt = np.argsort(prompt, kind="stable").astype(np.int64)
+        return cls(base, key, _heads(key // base), by_prompt, _heads(prompt[by_prompt]))
+
+    @property
+    def nested(self) -> bool:
+        """Return whether every prompt is one person's own: then prompts add nothing to people."""
+        return len(self.prompt_starts) == len(self.key)
+
+    def people(self, influence: Reals) -> Reals:
+        """Add influences [n_cells, k] within people: [n_people, k]."""
+        return np.add.reduceat(influence, self.person_starts, axis=0)
+
+    def prompts(self, influence: Reals) -> Reals:
+        """Add influences [n_cells, k] within prompts: [n_prompts, k]."""
+        return np.add.reduceat(influence[self.by_prompt], self.prompt_starts, axis=0)
+
+    def influence(self, sample: Sample) -> Reals:
+        """Return what each cell contributes to a sample's estimate beyond its mean, float64 [n_cells, k].
+
+        A unit of seed s has weight 1 / (S U_s k_su) times its distance from the mean of its seed: S seeds, U_s people,
+        k_su units of the person. What is linear in estimates has the same combination of influences.
+        """
+        out = np.zeros((len(self.key), sample.given.shape[1]))
+        seeds = np.maximum(sample.given.sum(axis=0), 1)
+        for units, values, people, given in zip(
+            sample.units, sample.values, sample.people(), sample.given, strict=True
+        ):
+            if len(values):
+                weight = np.repeat(1 / (len(people) * units.sizes), units.sizes)[:, None]
+                place = np.searchsorted(self.key, units.person * self.base + units.prompt)
+                out[place] += weight * (np.where(given, values, 0.0) - people.mean(axis=0)) / seeds
+        return out
+
+    def widening(self, influence: Reals) -> Reals:
+        """Return by how much the standard error over people grows where prompts are shared, float64 [k], at least 1.
+
+        f^2 = 1 + G/(G-1) (V_prompts - V_cells) / V_people, each V the sum of squared influences added within it and G
+        the number of prompts. 1 with fewer than two prompts, and where people do not vary: a factor cannot widen that.
+        """
+        out = np.ones(influence.shape[1])
+        if self.nested:
+            return out
+        prompts = self.prompts(influence)
+        shared = (prompts**2).sum(axis=0) - (influence**2).sum(axis=0)
+        more = np.maximum(_few((prompts != 0).sum(axis=0)) * shared, 0.0)
+        people = (self.people(influence) ** 2).sum(axis=0)
+        return np.sqrt(1 + np.divide(more, people, out=np.zeros_like(more), where=people > 0))
+
+    def shared_variance(self, influence: Reals) -> Reals:
+        """Return what prompts add to the variance of every difference of two of the columns, float64 [k, k]."""
+        k = influence.shape[1]
+        if self.nested:
+            return np.zeros((k, k))
+        # Differences from the group's mean keep the variances from cancelling in floating point.
+        influence = influence - influence.mean(axis=1, keepdims=True)
+        prompts = self.prompts(influence)
+        with _one_blas_thread():
+            product = prompts.T @ prompts - influence.T @ influence
+            silent = (prompts == 0).astype(np.float64)
+            n_prompts = len(prompts) - np.rint(silent.T @ silent)
+        own = np.diag(product)
+        return np.maximum(_few(n_prompts) * (own[:, None] + own[None, :] - 2 * product), 0.0)
+
+
+def _few(groups: NDArray[Any]) -> Reals:
+    """Return the small-sample factor G/(G-1); 0 for fewer than two groups."""
+    return np.where(groups > 1, groups / np.maximum(groups - 1, 1), 0.0)
+
+
+def widened(value: Reals, draws: Reals, factor: Reals) -> Reals:
+    """Return draws [k, draws] stretched about the estimate [k] by a factor [k]."""
+    if (factor == 1).all():
+        return draws
+    centre = value[:, None]
+    return centre + factor[:, None] * (draws - centre)
 
 
 def interval(draws: Reals, level: float = LEVEL) -> tuple[Reals, Reals]:
@@ -165,19 +258,21 @@ class Pairwise:
     p: Reals
 
 
-def pairwise(values: Reals, draws: Reals) -> Pairwise:
+def pairwise(values: Reals, draws: Reals, shared: Reals | float = 0.0) -> Pairwise:
     """Compare all pairs of a group on the same draws, Holm-corrected over the pairs.
 
-    values: [k], draws: [k, draws]. The p-value is normal with the bootstrap standard error of the paired difference:
-    ten thousand draws cannot resolve the tail that a correction over hundreds of pairs asks for.
+    values: [k], draws: [k, draws] over people, shared: [k, k] the variance of each difference that prompts add to it
+    (`Crossing.shared_variance`). The p-value is normal with the standard error of the paired difference: ten thousand
+    draws cannot resolve the tail that a correction over hundreds of pairs asks for.
     """
     k = len(values)
     # Differences from the group's mean keep the variances from cancelling in floating point.
     centred = draws - draws.mean(axis=1, keepdims=True)
+    centred -= centred.mean(axis=0)
     with _one_blas_thread():
         covariance = centred @ centred.T / max(draws.shape[1] - 1, 1)
     variance = np.diag(covariance)
-    error = np.sqrt(np.maximum(variance[:, None] + variance[None, :] - 2 * covariance, 0))
+    error = np.sqrt(np.maximum(variance[:, None] + variance[None, :] - 2 * covariance, 0) + shared)
     error[error < 1e-9] = 0.0
     difference = values[:, None] - values[None, :]
     apart = np.abs(difference) > 1e-12
@@ -203,17 +298,25 @@ def holm(p: Reals) -> Reals:
 
 
 def tiers(values: Reals, p: Reals, alpha: float = 1 - LEVEL) -> Index:
-    """Return a tier per entry, 1 the best: going down, one that is separable from the tier's leader leads the next.
+    """Return a tier per entry, 1 the best: its best leads a tier, all that are not separable from it share it.
+
+    Then the best of those that are left leads the next. So whoever is in tier t is significantly worse than the leader
+    of every tier above, and t <= the lower end of its rank interval. Two things do not follow. A noisy entry can
+    share a tier with a better one that a precise entry between them is shut out of: it may yet be as good as the best.
+    And two that share a tier with a noisy leader may be separable from each other, even have disjoint rank intervals:
+    a tier says who may be as good as its leader, not that its members are alike.
 
     >>> tiers(np.array([0.7, 0.6, 0.69]), np.array([[1, 0.01, 0.8], [0.01, 1, 0.01], [0.8, 0.01, 1]])).tolist()
     [1, 2, 1]
     """
     tier = np.zeros(len(values), dtype=np.int64)
-    leader, current = -1, 0
-    for i in np.argsort(-values, kind="stable"):
-        if leader < 0 or p[leader, i] < alpha:
-            leader, current = int(i), current + 1
-        tier[i] = current
+    left = np.argsort(-values, kind="stable")
+    current = 0
+    while len(left):
+        current += 1
+        apart = (p[left[0], left] < alpha) & (left != left[0])
+        tier[left[~apart]] = current
+        left = left[apart]
     return tier
 
 
@@ -226,25 +329,16 @@ def ranks(values: Reals) -> Index:
     return np.searchsorted(np.sort(-values), -values, side="left") + 1
 
 
-def rank_interval(draws: Reals, level: float = LEVEL) -> tuple[Index, Index]:
-    """Return the interval of the rank of each row of draws [k, draws]: whole numbers low [k], high [k].
+def rank_bounds(values: Reals, p: Reals, alpha: float = 1 - LEVEL) -> tuple[Index, Index]:
+    """Return the interval of each entry's rank: 1 + how many are significantly better, k - how many are worse.
 
-    Equal draws share the places they fill: the first of them counts for low, the last for high.
+    From the same corrected p-values [k, k] as the tiers, so that the two cannot contradict each other; at level
+    1 - alpha for all entries of the table at once. The ordinal (`ranks`) is always inside.
+
+    >>> [bound.tolist() for bound in rank_bounds(np.array([0.7, 0.6]), np.array([[1, 0.2], [0.2, 1]]))]
+    [[1, 1], [2, 2]]
     """
-    # Equal margins give draws that may differ in the last bit of a sum.
-    downwards = -np.round(draws, 12)
-    order = np.argsort(downwards, axis=0, kind="stable")
-    ordered = np.take_along_axis(downwards, order, axis=0)
-    place = np.arange(1, len(draws) + 1)[:, None]
-    edge = np.ones((1, draws.shape[1]), dtype=bool)
-    new = np.concatenate([edge, ordered[1:] != ordered[:-1]])
-    last = np.concatenate([new[1:], edge])
-    first_place = np.maximum.accumulate(np.where(new, place, 0), axis=0)
-    last_place = np.minimum.accumulate(np.where(last, place, len(draws))[::-1], axis=0)[::-1]
-    best, worst = np.empty_like(first_place), np.empty_like(last_place)
-    np.put_along_axis(best, order, first_place, axis=0)
-    np.put_along_axis(worst, order, last_place, axis=0)
-    tail = (1 - level) / 2
-    low = np.quantile(best, tail, axis=1, method="lower")
-    high = np.quantile(worst, 1 - tail, axis=1, method="higher")
-    return low.astype(np.int64), high.astype(np.int64)
+    apart = p < alpha
+    better = (apart & (values[None, :] > values[:, None])).sum(axis=1)
+    worse = (apart & (values[None, :] < values[:, None])).sum(axis=1)
+    return (1 + better).astype(np.int64), (len(values) - worse).astype(np.int64)

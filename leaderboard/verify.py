@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from datasets_registry.errors import HetprefError, RequestError
 from datasets_registry.protocol import FOLDS, PROTOCOL
 from leaderboard.labels import Labels, Query
+from leaderboard.panel import BUILT_IN
 from leaderboard.records import FileRef, RunRecord, canonical_sha256
 from leaderboard.store import MAX_RECORD_BYTES, ResultsFolder
 
@@ -30,6 +31,8 @@ MAX_FILES = 100_000
 MIN_SEEDS = 3
 MAX_SEEDS = 3 * FOLDS
 MANIFEST = "manifest.json"
+# What others are measured against: a foreign method of that name would be taken for it by every reader of a table.
+RESERVED = frozenset({"random", "length", "pooled-bt", "oracle"})
 _SAFE = frozenset({".json", ".parquet", ".jsonl", ".md", ".txt"})
 
 
@@ -151,6 +154,9 @@ def _identity(name: str, path: Path, record: RunRecord, report: _Report) -> None
     method = record.method
     if (digest := canonical_sha256(method.config)) != method.config_sha256:
         report(name, "method.config_sha256", method.config_sha256, f"the hash of the parameters, {digest}")
+    if method.name in RESERVED and method.dist != BUILT_IN:
+        reserved = f"{BUILT_IN}: the name {method.name!r} is reserved for its own control; choose another"
+        report(name, "method.dist", method.dist, reserved)
     place = (record.dataset.name, method.name, f"{record.key}.json")
     if path.parts[-3:] != place:
         report(name, "path", "/".join(path.parts[-3:]), "/".join(place))
@@ -184,7 +190,7 @@ def _split(name: str, root: Path, record: RunRecord, report: _Report) -> None:
             report(name, "split.sha256", at.sha256, f"the registry's, {digest}")
         people = labels.people(dataset.name, at.fold, at.draw, at.n_users)
         query = labels.query(dataset.name, at.fold, at.draw, at.regime, people)
-        validation = labels.validation(dataset.name, at.fold, at.draw, people)
+        validation = labels.validation(dataset.name, at.fold, at.draw, people, at.n_train)
     except HetprefError as why:
         report(name, "dataset", dataset.name, f"a dataset and split of the registry: {why}")
         return
@@ -248,10 +254,10 @@ def _seeds(records: list[RunRecord], report: _Report) -> None:
         if r.control is None:
             s = r.split
             at = (r.dataset.name, r.dataset.encoder, s.regime, s.n_train, s.n_support, s.imbalance)
-            seeds[r.method.name, r.method.config_sha256, *at].add(r.seed)
+            seeds[r.method.name, r.method.dist, r.method.config_sha256, *at].add(r.seed)
     for setting, found in seeds.items():
         if len(found) < MIN_SEEDS or found != set(range(len(found))):
-            title = " ".join(str(part) for part in (setting[0], *setting[2:]) if part is not None)
+            title = " ".join(str(part) for part in (setting[0], *setting[3:]) if part is not None)
             report("records", "seeds", f"{sorted(found)} of {title}", f"seeds 0 to {MIN_SEEDS - 1} at least, no gap")
 
 

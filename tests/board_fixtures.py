@@ -146,7 +146,7 @@ class Bench:
             stranger = np.asarray(scorer(_Reader(data, other), np.arange(len(rows)), had), np.float32)
             columns["wrong_user"] = columns["margin"] if name == "random" else stranger
             ref = folder.write_margins(folder.margins_name(dataset, name, key), columns)
-            part = parted.validation()
+            part = parted.validation("all", n_train)
             checked = {"row": part.astype(np.int32), "margin": np.asarray(scorer(data, part, had), np.float32)}
             validation = folder.write_margins(folder.margins_name(dataset, name, canonical_sha256([key])), checked)
             control = {"wrong_user": "wrong_user"}

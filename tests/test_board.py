@@ -210,9 +210,9 @@ def test_markdown_and_text_put_the_tier_first(board):
 def test_a_readme_is_renewed_between_its_markers_only(board, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    renew_readme(readme, board)
+    renew_readme(readme, board.leaderboard)
     once = readme.read_text()
-    renew_readme(readme, board)
+    renew_readme(readme, board.leaderboard)
     assert readme.read_text() == once
     assert once.startswith(f"before\n{START}\n")
     assert once.endswith(f"{END}\nafter\n")
@@ -220,7 +220,7 @@ def test_a_readme_is_renewed_between_its_markers_only(board, tmp_path):
     assert "| shrunk |" in once
     readme.write_text("no markers")
     with pytest.raises(RequestError, match="results block"):
-        renew_readme(readme, board)
+        renew_readme(readme, board.leaderboard)
 
 
 @needs_site

@@ -23,7 +23,7 @@ def panel_of(data, rows, margins, names, wrong=None, seeds=1):
     m = np.asarray(margins, np.float32)[query.order]
     other = np.full_like(m, np.nan) if wrong is None else np.asarray(wrong, np.float32)[query.order]
     k = m.shape[1]
-    columns = [Column(Entrant(n, "1", "0" * 64, "method", "feature", None), setting, {}) for n in names]
+    columns = [Column(Entrant(n, "hetpref", "1", "0" * 64, "method", "feature", None), setting, {}) for n in names]
     yes, no = np.ones(k, bool), np.zeros(k, bool)
     blocks = [Block(s, query, m, other, yes, no, np.ones(k)) for s in range(seeds)]
     return Panel(data, columns, blocks)
