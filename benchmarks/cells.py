@@ -141,15 +141,16 @@ def method_entries(suite: Suite, chosen: list[str] | None) -> tuple[list[MethodE
     from datasets_registry.errors import MethodError
     from methods.registry import create, find, origin
 
-    plans = {m.name: m for m in suite.methods}
+    known = {m.name for m in suite.methods}
+    plans = [m for m in suite.methods if chosen is None or m.name in chosen]
+    plans += [MethodPlan(name, {}) for name in chosen or [] if name not in known]
     entries: list[MethodEntry] = []
     failed: dict[str, str] = {}
-    for name in chosen or list(plans):
-        plan = plans.get(name, MethodPlan(name, {}))
+    for plan in plans:
         try:
-            config = create(name, **plan.config).config
-            cls = find(name)
-            entries.append(MethodEntry(cls, config, *origin(name), source_sha256(cls)))
+            config = create(plan.name, **plan.config).config
+            cls = find(plan.name)
+            entries.append(MethodEntry(cls, config, *origin(plan.name), source_sha256(cls)))
         except MethodError as why:
-            failed[name] = str(why)
+            failed[plan.name] = str(why)
     return entries, failed

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
+import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.printing import plain, print_json, print_table
 from datasets_registry.errors import HetprefError, RequestError
 
 app = typer.Typer(
@@ -35,13 +38,12 @@ def datasets(as_json: JsonFlag = False) -> None:
     Example: hetpref datasets --json
     """
     from datasets_registry import cards
-
     from datasets_registry.heterogeneity import measured
 
     rows = cards()
     index = {row.name: measured(row.name) for row in rows}
     if as_json:
-        return _print_json([{**_plain(row), "heterogeneity": index[row.name]} for row in rows])
+        return print_json([{**plain(row), "heterogeneity": index[row.name]} for row in rows])
     shown: list[list[str]] = []
     for row in rows:
         if row.card is None:
@@ -50,7 +52,7 @@ def datasets(as_json: JsonFlag = False) -> None:
         told = index[row.name]
         gain = f"{told['index']:+.3f} [{told['low']:+.3f}, {told['high']:+.3f}]" if told else "-"
         shown.append([row.name, row.card.population, gain, row.card.encoder, row.card.licence])
-    _print_table(["dataset", "who and what", "heterogeneity", "encoder", "licence"], shown)
+    print_table(["dataset", "who and what", "heterogeneity", "encoder", "licence"], shown)
     print("heterogeneity: what a fit per person gains over one for all, in accuracy (cross-validated, 95 % interval)")
 
 
@@ -64,14 +66,14 @@ def methods(as_json: JsonFlag = False) -> None:
 
     rows = listing()
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     shown = [
         [r.name, f"unavailable: {r.unavailable}", "", r.dist]
         if r.spec is None
         else [r.name, r.spec.title, f"{r.spec.level}, {r.spec.adaptation}", r.spec.citation]
         for r in rows
     ]
-    _print_table(["method", "what", "how", "source"], shown)
+    print_table(["method", "what", "how", "source"], shown)
 
 
 @app.command()
@@ -84,9 +86,9 @@ def suites(as_json: JsonFlag = False) -> None:
 
     rows = [load_suite(name).summary for name in suite_names()]
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     shown = [[r["name"], r["title"], ", ".join(r["datasets"]), str(len(r["methods"])), str(r["seeds"])] for r in rows]
-    _print_table(["suite", "what", "datasets", "methods", "seeds"], shown)
+    print_table(["suite", "what", "datasets", "methods", "seeds"], shown)
 
 
 @app.command()
@@ -94,7 +96,7 @@ def run(
     suite: Annotated[str, typer.Argument(help="A suite's name, or a path to a .toml file.")] = "quick",
     methods: Names = None,
     datasets: Names = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions; seed s runs on fold s mod 5.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=15, help="Repetitions; seed s runs on fold s mod 5.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells side by side, one thread each.")] = os.cpu_count() or 1,
     out: Out = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run finished cells again.")] = False,
@@ -124,21 +126,28 @@ def run(
 
         cells = planned_cells(wanted, options, progress)
         if as_json:
-            return _print_json([{"cell": c.title, "fit_key": c.fit_key, "measurements": len(c.tasks)} for c in cells])
+            return print_json([{"cell": c.title, "fit_key": c.fit_key, "measurements": len(c.tasks)} for c in cells])
         for cell in cells:
             print(cell.title)
         return progress.note(f"{len(cells)} cells")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = run_suite(wanted, folder, options, progress)
+    except KeyboardInterrupt:
+        progress.note("stopped. Finished cells are kept; the same command goes on from here")
+        raise typer.Exit(130) from None
     finally:
         progress.close()
+    for what, why in summary.unavailable.items():
+        progress.note(f"left out: {what}: {why}")
+    if not summary.planned:
+        progress.note("nothing could be run: no dataset of the suite could be had, or no method")
+        raise typer.Exit(1)
     _write_board([folder], folder, as_json=as_json, draft=True, pages=pages)
     progress.note(
         f"{summary.planned} cells: {summary.executed} run, {summary.found} found finished, "
         f"{len(summary.failed)} failed. Records and leaderboard are in {folder}"
     )
-    for what, why in summary.unavailable.items():
-        progress.note(f"left out: {what}: {why}")
     if summary.failed:
         progress.note("Failed cells are kept as records; run them again with --retry-failed")
     raise typer.Exit(summary.exit_code)
@@ -176,9 +185,9 @@ def compare(
     """
     from leaderboard.compare import compare as compared
 
-    rows = [_plain(row) for row in compared(first, second, results)]
+    rows = [plain(row) for row in compared(first, second, results)]
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     shown = [
         [
             r["dataset"],
@@ -191,7 +200,7 @@ def compare(
         ]
         for r in rows
     ]
-    _print_table(["dataset", "regime", "n_train", "n_support", f"{first} - {second}", "95 % interval", "ahead"], shown)
+    print_table(["dataset", "regime", "n_train", "n_support", f"{first} - {second}", "95 % interval", "ahead"], shown)
 
 
 @app.command()
@@ -208,11 +217,11 @@ def check(
 
     results = {name: checked(find(name)) for name in names}
     if as_json:
-        _print_json({name: [_plain(r) for r in rows] for name, rows in results.items()})
+        print_json({name: [plain(r) for r in rows] for name, rows in results.items()})
     else:
         for name, rows in results.items():
             print(name)
-            _print_table(["check", "status", "why"], [[r.name, r.status, r.why or ""] for r in rows])
+            print_table(["check", "status", "why"], [[r.name, r.status, r.why or ""] for r in rows])
     if any(r.status == "failed" for rows in results.values() for r in rows):
         raise typer.Exit(1)
 
@@ -244,9 +253,9 @@ def verify(
     """
     from leaderboard.verify import verify as verified
 
-    refused = {str(path): [_plain(r) for r in verified(path)] for path in paths}
+    refused = {str(path): [plain(r) for r in verified(path)] for path in paths}
     if as_json:
-        _print_json(refused)
+        print_json(refused)
     for path, reasons in refused.items():
         if not as_json:
             print(f"{path}: {'accepted' if not reasons else f'{len(reasons)} reasons to refuse it'}")
@@ -292,6 +301,9 @@ def publish(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; exit codes: 0 done, 1 something failed, 2 the request was wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
     except RequestError as why:
@@ -300,9 +312,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HetprefError as why:
         print(f"hetpref: {why}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("hetpref: stopped. Finished cells are kept; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    except OSError as why:
+        where = f" {why.filename!r}" if why.filename else ""
+        print(f"hetpref: cannot use{where}: {why.strerror or why}; give another path, or make room", file=sys.stderr)
+        raise SystemExit(1) from None
     return 0
 
 
@@ -311,7 +324,7 @@ def _write_board(folders: list[Path], out: Path, *, as_json: bool, draft: bool =
     from leaderboard.board import build_board
     from methods.registry import listing
 
-    specs = [_plain(row) for row in listing() if row.spec is not None]
+    specs = [plain(row) for row in listing() if row.spec is not None]
     board = build_board(folders, specs, rank_dirty=draft)
     for line in board.write(out, pages=pages):
         print(line, file=sys.stderr)
@@ -344,6 +357,8 @@ def _narrowed(
     if seeds is not None:
         changes["seeds"] = seeds
     if time_limit is not None:
+        if not math.isfinite(time_limit):
+            raise RequestError(f"--time-limit {time_limit}: give seconds as a finite number")
         changes["time_limit_s"] = time_limit
     if memory_limit is not None:
         changes["memory_limit_mb"] = memory_limit
@@ -357,34 +372,6 @@ def _split_names(names: str | None) -> list[str] | None:
     if not chosen:
         raise RequestError("an empty list of names was given; give at least one, or leave the option out")
     return list(dict.fromkeys(chosen))
-
-
-def _plain(value: Any) -> Any:
-    """Return a record as plain JSON values: dataclasses and models to dicts, sets to sorted lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, frozenset | set):
-        return sorted(value)
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(_plain(value), indent=1, sort_keys=True))
-
-
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _or_dash(value: Any) -> str:

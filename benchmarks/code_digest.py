@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
 import sys
 from functools import cache
 from pathlib import Path
@@ -50,9 +49,10 @@ def _own_files(module: str) -> set[Path]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        known = sys.modules.get(name)
-        path = inspect.getsourcefile(known) if known is not None else None
-        if name in found or path is None or not (name == package or name.startswith(package + ".")):
+        if name in found or not (name == package or name.startswith(package + ".")):
+            continue
+        path = getattr(sys.modules.get(name), "__file__", None)
+        if path is None or not path.endswith(".py"):
             continue
         found[name] = Path(path)
         for node in ast.walk(ast.parse(found[name].read_bytes())):

@@ -6,6 +6,7 @@ A fork server with torch and the packages preloaded starts a process in tens of 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing as mp
 import os
@@ -13,10 +14,12 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,6 +34,7 @@ T = TypeVar("T")
 _POLL_S = 0.1
 _STDERR_LINES = 12
 _MESSAGE_CHARACTERS = 2000
+_SERVER_LOST = 255  # what multiprocessing says of a process whose fork server is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class _Running(Generic[T]):
     stderr: Path
     deadline: float
     limits: Limits
+    build: Callable[[], Payload]
+    alone: bool
     base_rss: int = 0
 
 
@@ -76,6 +82,13 @@ class LocalExecutor:
         self._scratch = tempfile.TemporaryDirectory(prefix="hetpref-cells-")
 
     def __enter__(self) -> LocalExecutor:
+        # Ctrl-C is for the run, which ends its cells: the server inherits that it is ignored, and prints no traceback.
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                forkserver.ensure_running()
+            finally:
+                signal.signal(signal.SIGINT, before)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,38 +102,47 @@ class LocalExecutor:
         waiting = iter(tickets)
         running: list[_Running[T]] = []
         self._running = running  # type: ignore[assignment]
+        suspects: list[tuple[T, Callable[[], Payload]]] = []
         exhausted = False
         while True:
-            while not exhausted and len(running) < self.jobs:
+            while len(running) < self.jobs and not any(c.alone for c in running):
+                if suspects:
+                    if not running:
+                        running.append(self._start(*suspects.pop(0), alone=True))
+                    break
                 try:
-                    ticket, build = next(waiting)
+                    running.append(self._start(*next(waiting)))
                 except StopIteration:
                     exhausted = True
                     break
-                running.append(self._start(ticket, build()))
-            if not running:
+            if exhausted and not running and not suspects:
                 return
             wait([c.connection for c in running] + [c.process.sentinel for c in running], timeout=_POLL_S)
             for cell in list(running):
                 outcome = self._outcome(cell)
-                if outcome is not None:
-                    running.remove(cell)
-                    _kill(cell.process)
-                    cell.connection.close()
-                    cell.stderr.unlink(missing_ok=True)
+                if outcome is None:
+                    continue
+                running.remove(cell)
+                _kill(cell.process)
+                cell.connection.close()
+                cell.stderr.unlink(missing_ok=True)
+                if cell.process.exitcode == _SERVER_LOST and outcome.answer is None and not cell.alone:
+                    # one of those that ran took the fork server down: each is run again alone, to find which
+                    suspects.append((cell.ticket, cell.build))
+                else:
                     yield cell.ticket, outcome
 
-    def _start(self, ticket: T, payload: Payload) -> _Running[T]:
+    def _start(self, ticket: T, build: Callable[[], Payload], *, alone: bool = False) -> _Running[T]:
         receiver, sender = self._context.Pipe(duplex=False)
         handle, name = tempfile.mkstemp(dir=self._scratch.name, suffix=".err")
         os.close(handle)
         process = self._context.Process(
-            target=_main, args=(payload, sender, name, self.limits.memory_bytes), daemon=True, name="hetpref-cell"
+            target=_main, args=(build(), sender, name, self.limits.memory_bytes), daemon=True, name="hetpref-cell"
         )
         process.start()
         sender.close()
         deadline = time.monotonic() + self.limits.seconds
-        return _Running(ticket, process, receiver, Path(name), deadline, self.limits)
+        return _Running(ticket, process, receiver, Path(name), deadline, self.limits, build, alone)
 
     def _outcome(self, cell: _Running[T]) -> Outcome | None:
         if cell.connection.poll():
@@ -194,12 +216,19 @@ def _die_with_parent() -> None:
 
 
 def _kill(process: BaseProcess) -> None:
-    """End a cell and whatever it started: it leads a session of its own."""
+    """End a cell and whatever it started: it leads a session of its own, and its children are looked up besides."""
     if process.pid is not None:
+        try:
+            started = psutil.Process(process.pid).children(recursive=True)
+        except psutil.Error:
+            started = []
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             process.kill()
+        for child in started:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
     process.join(timeout=5)
 
 
@@ -226,4 +255,9 @@ def _with_stderr(message: str, cell: _Running[T]) -> str:
             tail = file.read().decode(errors="replace").splitlines()[-_STDERR_LINES:]
     except OSError:
         tail = []
-    return "\n".join([message, *tail])[:_MESSAGE_CHARACTERS * 2 - 100]
+    return _printable("\n".join([message, *tail]))[: _MESSAGE_CHARACTERS * 2 - 100]
+
+
+def _printable(text: str) -> str:
+    """Return text without control characters, which a terminal or a page would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)

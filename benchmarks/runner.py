@@ -6,29 +6,22 @@ its content key. A dataset, method or cell that fails is reported and the others
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.cells import Cell, Prepared, Task, method_entries, plan_cells, record_key
+from benchmarks.cells import Cell, Prepared, method_entries, plan_cells, record_key
 from benchmarks.executor import Limits, LocalExecutor, Outcome
-from benchmarks.meters import environment, source
-from benchmarks.payloads import build_payload, columns_of, rows_of
+from benchmarks.meters import source
+from benchmarks.payloads import build_payload
+from benchmarks.recording import StandingRecords, write_cell
 from benchmarks.suites import DatasetPlan, Suite
 from datasets_registry.errors import DataError, HetprefError, RequestError
 from datasets_registry.protocol import PROTOCOL
-from leaderboard.records import (
-    Cost,
-    Counts,
-    DatasetPart,
-    Margins,
-    MethodPart,
-    RunRecord,
-    SplitPart,
-    canonical_sha256,
-)
 from leaderboard.store import ResultsFolder, read_record, write_atomically
 
 
@@ -75,8 +68,15 @@ def run_suite(suite: Suite, out: Path, options: Options, progress: Progress) -> 
     """Run a suite into `out`; raises RequestError when `out` holds results of another protocol or suite."""
     summary = Summary()
     folder = ResultsFolder(out)
-    _claim(out, suite)
-    cells = planned_cells(suite, options, progress, summary)
+    with _claimed(out, suite):
+        cells = planned_cells(suite, options, progress, summary)
+        _run_cells(suite, folder, cells, options, progress, summary)
+    return summary
+
+
+def _run_cells(
+    suite: Suite, folder: ResultsFolder, cells: list[Cell], options: Options, progress: Progress, summary: Summary
+) -> None:
     todo: list[Cell] = []
     for cell in cells:
         standing = None if options.fresh else _standing(folder, cell)
@@ -86,16 +86,19 @@ def run_suite(suite: Suite, out: Path, options: Options, progress: Progress) -> 
             summary.failed.append(f"{cell.title}: {standing} in an earlier run")
     summary.planned, summary.found = len(cells), len(cells) - len(todo)
     progress.planned(len(cells), summary.found)
-    _write_manifests(out, {id(c.prepared): c.prepared for c in cells}.values())
+    _write_manifests(folder.root, {id(c.prepared): c.prepared for c in cells}.values())
+    if not todo:
+        return
     limits = Limits(suite.time_limit_s, suite.memory_limit_mb << 20)
+    standing_records = StandingRecords(folder)
     with LocalExecutor(options.jobs, limits) as executor:
         for cell, outcome in executor.run(_tickets(todo, limits)):
-            _write(folder, cell, outcome)
+            for record in write_cell(folder, cell, outcome):
+                standing_records.supersede(record)
             summary.executed += 1
             if outcome.status != "ok":
                 summary.failed.append(f"{cell.title}: {outcome.status}: {(outcome.reason or '').splitlines()[0]}")
             progress.ended(cell, outcome)
-    return summary
 
 
 def planned_cells(
@@ -138,22 +141,40 @@ def _tickets(todo: list[Cell], limits: Limits) -> Iterator[tuple[Cell, Callable[
         yield cell, lambda cell=cell: build_payload(cell, limits.seconds)
 
 
-def _claim(out: Path, suite: Suite) -> None:
-    """Write who this folder belongs to, or refuse one that belongs to another protocol or suite."""
+@contextmanager
+def _claimed(out: Path, suite: Suite) -> Iterator[None]:
+    """Hold a results folder for one run; refuse one of another protocol or suite, of somebody else, or in use."""
     path = out / "run.json"
     told = {"protocol": PROTOCOL, "suite": suite.name}
     if path.exists():
+        _check_claim(path, told)
+    elif out.is_dir() and any(not p.name.startswith(".") for p in out.iterdir()):
+        raise RequestError(f"{out} holds files that are not a run's; give an empty or new folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as why:
-            raise DataError(f"{path} cannot be read ({why}); delete it to use this folder") from why
-        for key, value in told.items():
-            if found.get(key) != value:
-                raise RequestError(
-                    f"{out} holds results of {key} {found.get(key)!r}, this run is {key} {value!r}; results of "
-                    "different ones are never mixed. Give another folder with --out"
-                )
-    write_atomically(path, (json.dumps(told, indent=1) + "\n").encode())
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(
+                f"another run is writing to {out}; wait for it, or give another folder with --out"
+            ) from None
+        write_atomically(path, (json.dumps(told, indent=1) + "\n").encode())
+        yield
+
+
+def _check_claim(path: Path, told: dict[str, str]) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is not a JSON object")
+    except ValueError as why:
+        raise DataError(f"{path} cannot be read ({why}); delete it to use this folder") from why
+    for key, value in told.items():
+        if found.get(key) != value:
+            raise RequestError(
+                f"{path.parent} holds results of {key} {found.get(key)!r}, this run is {key} {value!r}; results of "
+                "different ones are never mixed. Give another folder with --out"
+            )
 
 
 def _write_manifests(out: Path, prepared: Iterable[Prepared]) -> None:
@@ -164,7 +185,11 @@ def _write_manifests(out: Path, prepared: Iterable[Prepared]) -> None:
         for (fold, draw), split in ready.splits.items():
             path = out / "splits" / ready.data.id / f"fold{fold}-draw{draw}.json"
             if path.exists():
-                check_manifest(json.loads(path.read_text(encoding="utf-8")), split)
+                try:
+                    told = json.loads(path.read_text(encoding="utf-8"))
+                except ValueError as why:
+                    raise DataError(f"{path} is not a whole manifest ({why}); delete it and run again") from why
+                check_manifest(told, split)
             else:
                 write_atomically(path, (json.dumps(split.manifest(), indent=1, sort_keys=True) + "\n").encode())
 
@@ -185,84 +210,8 @@ def _standing(folder: ResultsFolder, cell: Cell) -> str | None:
                     folder.read_margins(record.margins.validation)
         except DataError:
             return None
+        if record.source.dirty and not source().dirty:
+            return None  # measured on uncommitted changes, which are committed or gone now
         if record.status != "ok":
             status = record.status
     return status
-
-
-def _write(folder: ResultsFolder, cell: Cell, outcome: Outcome) -> None:
-    """Write the records of a cell, margins first, so that a record never points to a file that is not there."""
-    fit_key = cell.fit_key
-    validation = None
-    if outcome.answer is not None and "validation/margin" in outcome.answer.arrays:
-        rows = cell.split.validation(cell.n_users, cell.n_train)
-        name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, fit_key)
-        validation = folder.write_margins(name, columns_of(outcome.answer, "validation", cell, rows))
-    for task in cell.tasks:
-        key = record_key(fit_key, task)
-        margins = None
-        rows = rows_of(cell, task)
-        if outcome.answer is not None:
-            columns = columns_of(outcome.answer, task.title, cell, rows)
-            name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, key)
-            ref = folder.write_margins(name, columns)
-            control = {c: c for c in columns if c not in ("row", "margin")}
-            margins = Margins(path=ref.path, sha256=ref.sha256, control=control, validation=validation)
-        folder.write_record(_record(cell, task, key, fit_key, outcome, margins))
-
-
-def _record(
-    cell: Cell, task: Task, key: str, fit_key: str, outcome: Outcome, margins: Margins | None
-) -> RunRecord:
-    from datasets_registry.splits import mean_units
-
-    data, spec, split = cell.prepared.data, cell.method.cls.spec, cell.split
-    rows = rows_of(cell, task)
-    said = data.comparisons.take(rows)
-    units = len({*zip(said.user.tolist(), said.unit.tolist(), strict=True)})
-    train = split.train(cell.n_train, cell.n_users, cell.imbalance)
-    trained = split.seen if cell.n_users == "all" else split.seen[: cell.n_users]
-    support = None if task.n_support is None else mean_units(data, split.support(task.n_support), split.unseen)
-    return RunRecord(
-        protocol=PROTOCOL,
-        key=key,
-        fit_key=fit_key,
-        method=MethodPart(
-            name=spec.name,
-            dist=cell.method.dist,
-            version=cell.method.version,
-            level=spec.level,
-            role=spec.role,
-            config=cell.method.config,
-            config_sha256=canonical_sha256(cell.method.config),
-        ),
-        dataset=DatasetPart(
-            name=data.id,
-            sha256=cell.prepared.digest,
-            encoder=cell.prepared.plan.encoder,
-            licence=data.card.licence,
-        ),
-        split=SplitPart(
-            fold=split.fold,
-            draw=split.draw,
-            regime=task.regime,
-            n_train=cell.n_train,
-            n_support=task.n_support,
-            n_users=len(trained),
-            imbalance="zipf" if cell.imbalance else None,
-            n_train_mean=round(mean_units(data, train, trained), 6),
-            n_support_mean=None if support is None else round(support, 6),
-            sha256=split.digest,
-        ),
-        seed=cell.repetition.seed,
-        control="user_shuffle" if cell.control else None,
-        status=outcome.status,
-        reason=outcome.reason,
-        counts=Counts(users=len(set(said.user.tolist())), units=units, comparisons=len(rows)),
-        margins=margins,
-        cost=Cost.model_validate(outcome.answer.cost) if outcome.answer else Cost(),
-        environment=environment(),
-        source=source(),
-    )
-
-

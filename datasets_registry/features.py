@@ -19,7 +19,7 @@ def features(data: PreferenceData, encoder_id: str = "tabular@1") -> Float32:
     """Return float32 [n_items, d], a read-only memory map of the cached file, which is made when it is not there.
 
     Raises RequestError for an unknown encoder or one that cannot read this dataset, DataError for features that are
-    not finite.
+    not finite, and where they cannot be written.
     """
     return np.load(features_path(data, encoder_id), mmap_mode="r", allow_pickle=False)
 
@@ -48,6 +48,9 @@ def features_facts(data: PreferenceData, encoder_id: str = "tabular@1") -> dict[
 
 
 def _build(data: PreferenceData, encoder: Encoder, path: Path) -> None:
+    from datasets_registry.sources import writable, writing
+
+    writable(path.parent)  # before the encoder runs for minutes
     found = encoder.encode(data.items)
     table = np.ascontiguousarray(found.features, np.float32)
     if table.ndim != 2 or len(table) != len(data.items):
@@ -58,25 +61,25 @@ def _build(data: PreferenceData, encoder: Encoder, path: Path) -> None:
             f"{encoder.id} gave features that are not finite for {len(bad)} items of {data.id}, first item {bad[0]}: "
             f"{data.items.text(int(bad[0]))!r:.80}"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.stem}.{os.getpid()}.npy")
     try:
-        np.save(scratch, table, allow_pickle=False)
-        facts = {
-            "dataset": data.id,
-            "dataset_digest": data.digest,
-            "encoder": encoder.id,
-            "revision": encoder.revision,
-            "pooling": encoder.pooling,
-            "shape": list(table.shape),
-            "truncated": found.truncated,
-            "sha256": _sha256(scratch),
-        }
-        noted = scratch.with_suffix(".json")
-        noted.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        # The array first: facts without their array are found wanting, and the file is made again.
-        scratch.replace(path)
-        noted.replace(_facts_path(path))
+        with writing(path):
+            np.save(scratch, table, allow_pickle=False)
+            facts = {
+                "dataset": data.id,
+                "dataset_digest": data.digest,
+                "encoder": encoder.id,
+                "revision": encoder.revision,
+                "pooling": encoder.pooling,
+                "shape": list(table.shape),
+                "truncated": found.truncated,
+                "sha256": _sha256(scratch),
+            }
+            noted = scratch.with_suffix(".json")
+            noted.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            # The array first: facts without their array are found wanting, and the file is made again.
+            scratch.replace(path)
+            noted.replace(_facts_path(path))
     finally:
         scratch.unlink(missing_ok=True)
         scratch.with_suffix(".json").unlink(missing_ok=True)

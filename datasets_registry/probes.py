@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets_registry.duplicates import Overlap, overlap
-from datasets_registry.errors import DataError
+from datasets_registry.errors import DataError, HetprefError
 from datasets_registry.format_features import FORMAT_NAMES, format_features, lengths
 from datasets_registry.protocol import PROTOCOL, generator, hash_keys
 from datasets_registry.records import Float32, Float64, PreferenceData
@@ -160,10 +159,11 @@ def probe(data: PreferenceData, features: Float32 | None = None) -> ProbeReport:
 def checked_probe(data: PreferenceData, encoder_id: str = "tabular@1") -> ProbeReport:
     """Return the report of a dataset, kept under HETPREF_HOME by content digest, so that a suite probes it once.
 
-    Features of a text encoder are probed by their norm, too.
+    Features of a text encoder are probed by their norm, too. Raises DataError for data that cannot be probed, and where
+    the report cannot be kept.
     """
     from datasets_registry.features import features
-    from datasets_registry.sources import home
+    from datasets_registry.sources import home, writable, write_file
 
     digest = data.digest
     path = home() / "probes" / f"{PROTOCOL}-{RULE}" / f"{digest}-{encoder_id}.json"
@@ -173,11 +173,18 @@ def checked_probe(data: PreferenceData, encoder_id: str = "tabular@1") -> ProbeR
             return found
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    report = probe(data, None if encoder_id == "tabular@1" else features(data, encoder_id))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}")
-    scratch.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    writable(path.parent)
+    try:
+        report = probe(data, None if encoder_id == "tabular@1" else features(data, encoder_id))
+    except HetprefError:
+        raise
+    except Exception as why:
+        told = f"{type(why).__name__}: {str(why).partition(chr(10))[0]}"
+        raise DataError(
+            f"{data.id} cannot be probed for leaks ({told}), and is not used without; look at the texts, attributes "
+            "and labels that its loader gives"
+        ) from why
+    write_file(path, (json.dumps(report.to_dict(), indent=1) + "\n").encode())
     return report
 
 

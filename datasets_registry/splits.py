@@ -294,8 +294,12 @@ def mean_units(data: PreferenceData, rows: ArrayLike, users: ArrayLike) -> float
     return _distinct_units(data.comparisons.user[at], data.comparisons.unit[at]) / len(people)
 
 
-def check_manifest(manifest: Mapping[str, Any], split: Split) -> None:
-    """Raise DataError naming every entry in which a manifest and a split differ."""
+def check_manifest(manifest: Any, split: Split) -> None:
+    """Raise DataError naming every entry in which a manifest, as read from JSON, and a split differ."""
+    if not isinstance(manifest, Mapping) or not manifest:
+        named = f"{split.dataset} fold {split.fold} draw {split.draw}"
+        told = f"{manifest!r:.60} is no JSON object with its entries"
+        raise DataError(f"the manifest of {named} is damaged: {told}; delete the file, and it is written anew")
     found, given = _flat(split.manifest()), _flat(manifest)
     differ = [
         f"{name}: manifest {given.get(name, 'missing')!r}, split {found.get(name, 'missing')!r}"

@@ -19,6 +19,7 @@ from datasets_registry.protocol import PROTOCOL
 from leaderboard.labels import Labels
 from leaderboard.panel import Entrant
 from leaderboard.ranking import Labeller, Scored, headlines, overall, place, score
+from leaderboard.records import printable
 from leaderboard.rows import CostRow, Failure, Leaderboard, RecordsDigest, Row, Skipped, rounded
 from leaderboard.scoring import Gathered, Located, gather, panels
 from leaderboard.store import write_atomically
@@ -121,7 +122,10 @@ def build_board(
         overall=overall(scored.standings),
         curves=sorted(scored.curves, key=lambda c: (c.dataset, c.encoder, c.regime, c.label, str(c))),
         failures=failures(gathered, labelled),
-        skipped=[Skipped(name=name[:4000], reason=reason[:4000]) for name, reason in sorted(gathered.skipped)],
+        skipped=[
+            Skipped(name=printable(name)[:4000], reason=printable(reason)[:4000])
+            for name, reason in sorted(gathered.skipped)
+        ],
         kernels=kernels(folders),
         ledger=ledger(folders),
         costs=costs(gathered, labelled),
@@ -149,7 +153,7 @@ def row_order(row: Row) -> tuple[Any, ...]:
 
 
 def labeller(entrants: Sequence[Entrant]) -> Labeller:
-    """Return how entrants are labelled: by name, and by what of distribution, version, configuration it has several."""
+    """Return how entrants are labelled: by name, and by distribution, version, configuration where it has several."""
     variants: dict[str, set[Entrant]] = defaultdict(set)
     for each in entrants:
         variants[each.method].add(dataclasses.replace(each, control=None))
@@ -158,7 +162,7 @@ def labeller(entrants: Sequence[Entrant]) -> Labeller:
         same = variants[entrant.method]
         name = entrant.method
         if len({e.dist for e in same}) > 1:
-            name += f" [{entrant.dist}]"
+            name += f" [{entrant.dist[:40]}]"
         if len({e.version for e in same}) > 1:
             name += f" {entrant.version}"
         if len({e.config_sha256 for e in same}) > 1:
@@ -235,19 +239,19 @@ def kernels(folders: Sequence[Path]) -> list[dict[str, Any]]:
     for folder in folders:
         for path in sorted((folder / "kernels").glob("*.json")):
             try:
-                told = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+                told = _strict(path.read_text(encoding="utf-8"))["benchmarks"]
                 for each in told:
                     stats = each["stats"]
                     out.append(
                         {
                             "name": str(each["name"]),
                             "group": each.get("group"),
-                            "median_s": stats["median"],
-                            "iqr_s": stats["iqr"],
+                            "median_s": float(stats["median"]),
+                            "iqr_s": float(stats["iqr"]),
                             "extra_info": each.get("extra_info", {}),
                         }
                     )
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
     return sorted(out, key=lambda k: json.dumps(k, sort_keys=True))
 
@@ -259,12 +263,22 @@ def ledger(folders: Sequence[Path]) -> list[dict[str, Any]]:
         path = folder / "submissions.jsonl"
         if path.is_file():
             try:
-                out += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            except ValueError as why:
+                told = [_strict(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+                if wrong := [each for each in told if not isinstance(each, dict)]:
+                    raise ValueError(f"{str(wrong[0])[:80]} is no object")
+            except (OSError, ValueError, RecursionError) as why:
                 raise DataError(
-                    f"{path.name} is not one JSON value per line: {why}. Restore it: it is append-only"
+                    f"{path.name} is not one JSON object per line: {printable(str(why))}. Restore it: it is append-only"
                 ) from why
+            out += told
     return out
+
+
+def _strict(text: str) -> Any:
+    """Return the value of a JSON text; raises ValueError for NaN, infinities and text that is no Unicode."""
+    value = json.loads(text)
+    _json(value).encode()
+    return value
 
 
 def _plain(value: Any) -> Any:

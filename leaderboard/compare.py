@@ -74,8 +74,7 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
                 continue
             apart = own[[a]] - own[[b]], drawn[[a]] - drawn[[b]], influence[:, [a]] - influence[:, [b]]
             difference = estimated(panel, *apart)
-            assert difference.draws is not None
-            value, draws = float(difference.value[0]), difference.draws[0]
+            value, draws = float(difference.value[0]), difference.widened(0)
             seeds = int(panel.given[:, a].sum())
             out.append(_difference(setting, setting.regime, value, draws, seeds))
             if setting in shown:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets_registry.errors import DataError
+from datasets_registry.errors import DataError, HetprefError
 from datasets_registry.protocol import Count, Regime
 from datasets_registry.records import PreferenceData
 
 Index = NDArray[np.int64]
 Reals = NDArray[np.float64]
+# What a record may ask to have simulated: a dataset's name is hostile input, and its options decide the memory.
+MAX_COMPARISONS = 4_000_000  # users x units x (choices - 1)
+MAX_ITEMS = 200_000
+MAX_WIDTH = 4096
+MAX_VALUES = 100_000_000  # (users + items) x d
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,16 +99,40 @@ class Labels:
         self._load = load
         self._split = split
         self._datasets: dict[str, PreferenceData] = {}
+        self._failed: dict[str, HetprefError] = {}
         self._digests: dict[str, str] = {}
         self._splits: dict[tuple[str, int, int], Any] = {}
         self._queries: dict[tuple[str, int, int, str, Count, Count], Query] = {}
 
     def data(self, dataset: str) -> PreferenceData:
-        """Return a dataset by id; raises HetprefError when the registry cannot give it."""
+        """Return a dataset by id; raises HetprefError when the registry cannot give it, or should not.
+
+        A failure is kept too: a dataset that cannot be had is tried once, however many records name it.
+        """
+        if dataset in self._failed:
+            raise self._failed[dataset].with_traceback(None)
         if dataset not in self._datasets:
-            load = self._load or importlib.import_module("datasets_registry").load
-            self._datasets[dataset] = load(dataset)
+            try:
+                self._datasets[dataset] = self._loaded(dataset)
+            except HetprefError as why:
+                self._failed[dataset] = why
+                raise
         return self._datasets[dataset]
+
+    def unavailable(self, dataset: str) -> str | None:
+        """Return why a dataset cannot be had, None when it can."""
+        try:
+            self.data(dataset)
+        except HetprefError as why:
+            return str(why)
+        return None
+
+    def _loaded(self, dataset: str) -> PreferenceData:
+        if self._load:
+            return self._load(dataset)
+        registry = importlib.import_module("datasets_registry.registry")
+        check_size(dataset, registry.find_dataset(dataset).options)
+        return importlib.import_module("datasets_registry").load(dataset)
 
     def digest(self, dataset: str) -> str:
         """Return the sha256 of a dataset's content."""
@@ -138,3 +167,23 @@ class Labels:
             rows = self.split(dataset, fold, draw).validation(n_users, n_train)
             self._queries[key] = Query.of(self.data(dataset), rows)
         return self._queries[key]
+
+
+def check_size(dataset: str, defaults: Mapping[str, int | float | str]) -> None:
+    """Raise DataError when the options of a simulated dataset ask for more than a machine should be made to hold.
+
+    `defaults` are the options of the dataset with their default values; options of other names are not looked at.
+    """
+    parts = (setting.partition("=") for setting in dataset.split("+")[1:])
+    given = {key: value for key, _, value in parts}
+    size = {k: int(given.get(k, v)) for k, v in defaults.items() if isinstance(v, int)}
+    users, items, width = size.get("users", 0), size.get("items", 0), size.get("d", 1)
+    told = {
+        "users x units x (choices - 1)": (users * size.get("units", 1) * (size.get("choices", 2) - 1), MAX_COMPARISONS),
+        "items": (items, MAX_ITEMS),
+        "d": (width, MAX_WIDTH),
+        "(users + items) x d": ((users + items) * width, MAX_VALUES),
+    }
+    for what, (found, most) in told.items():
+        if found > most:
+            raise DataError(f"dataset {dataset} is too large for a leaderboard: {what} is {found:,}, at most {most:,}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from datasets_registry.errors import RequestError
-from leaderboard.rows import CostRow, Curve, Interval, Leaderboard, Row
+from leaderboard.records import printable
+from leaderboard.rows import CostRow, Curve, Failure, Interval, Leaderboard, Row, Skipped
 
 START, END = "<!-- hetpref results -->", "<!-- /hetpref results -->"
 _HEAD = (
@@ -24,23 +26,32 @@ _HEAD = (
     "NLL (T)",
     "",
 )
+# What a narrow terminal leaves out, in this order: the first for whole names, the last only for clipped ones.
+_DROPPED = ("NLL (T)", "n@gain", "AULC", "harm", "worst 10 %", "specificity")
+_DROPPED_LAST = ("", "rank", "gain")
+_LEAST_NAME, _MOST_NAME = 12, 48
+_GAP = 2
+TERMINAL_WIDTH = 176
 READING = """Accuracy is the mean over people of the mean over their units (a person and a prompt); brackets are 95 %
 intervals of a bootstrap over seeds, people and units. Gain is the paired difference to pooled Bradley-Terry on the same
 features. Methods of one tier cannot be told apart after Holm's correction: read the tier first, then the rank, whose
 95 % interval is beside it. Worst 10 % is the accuracy of the lowest tenth of people; harm is the share of people served
 worse than by the pooled model by more than a standard error; specificity is what is lost with another person's state;
-AULC is the area under accuracy over log2(1 + n); n@gain is the least data per person with a gain of at least one point.
+AULC is the area under accuracy over log2(1 + n); n@gain is the least data per person with a gain of at least one point,
+"all" with the mean that people have. A dash: there is no such number; of a tenth of fewer than ten people none is told.
 Controls are in *italics* and not ranked. `imputed`: cells that failed or are missing count as pooled Bradley-Terry;
-above 10 % there is no rank. `reported`: measured on a tree with uncommitted changes, therefore not ranked."""
+above 10 % there is no rank, and of 100 % no number. `reported`: measured on a tree with uncommitted changes, therefore
+not ranked."""
 
 
 def markdown(board: Leaderboard) -> str:
     """Return `leaderboard.md`."""
     parts = [f"# hetpref leaderboard, protocol {board.protocol}", _summary(board), "", READING, ""]
+    budget = budgets_at_gain(board)
     if board.overall:
         parts += ["## Overall", "", *_overall(board), ""]
     for (dataset, encoder, regime), rows in headline_tables(board):
-        parts += [f"## {dataset}, {regime} people", "", _caption(rows[0], encoder), "", *_table(rows), ""]
+        parts += [f"## {dataset}, {regime} people", "", _caption(rows[0], encoder), "", *_table(rows, budget), ""]
         curves = [c for c in board.curves if (c.dataset, c.encoder, c.regime) == (dataset, encoder, regime)]
         parts += _curve_table(curves, rows[0])
     parts += _cost_section(board) + _flags(board)
@@ -56,29 +67,56 @@ def headline_tables(board: Leaderboard) -> list[tuple[tuple[str, str, str], list
     return list(tables.items())
 
 
-def text(board: Leaderboard) -> str:
-    """Return the headline tables as plain text."""
+def text(board: Leaderboard, width: int | None = None) -> str:
+    """Return the headline tables as plain text that fits `width`, by default the terminal's.
+
+    Where there is no room, columns are left out from the right, and then the names of methods are clipped.
+    """
     from io import StringIO
 
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    width = width or shutil.get_terminal_size((TERMINAL_WIDTH, 24)).columns
+    budget = budgets_at_gain(board)
+    tables = [
+        (f"{dataset}, {regime} people: {_caption(rows[0], encoder)}", [_cells(row, budget(row)) for row in rows])
+        for (dataset, encoder, regime), rows in headline_tables(board)
+    ]
+    lines = [_HEAD, *([printable(cell) for cell in line] for _, lines in tables for line in lines)]
+    shown, room = _fitting([max(map(cell_len, column)) for column in zip(*lines, strict=True)], width)
     out = StringIO()
-    console = Console(file=out, width=176, color_system=None, highlight=False)
-    for (dataset, encoder, regime), rows in headline_tables(board):
-        table = Table(
-            title=Text(f"{dataset}, {regime} people: {_caption(rows[0], encoder)}"), title_justify="left", box=None
-        )
-        for name in _HEAD:
-            table.add_column(name, justify="left" if name in ("method", "") else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in _cells(row)))
+    console = Console(file=out, width=max(width, TERMINAL_WIDTH), color_system=None, highlight=False)
+    for title, lines in tables:
+        table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+        for name in (_HEAD[i] for i in shown):
+            side, most = ("left" if name in ("method", "") else "right"), (room if name == "method" else None)
+            table.add_column(name, justify=side, no_wrap=True, overflow="ellipsis", max_width=most)
+        for line in lines:
+            table.add_row(*(Text(printable(line[i])) for i in shown))
+        console.print(Text(title), soft_wrap=True)
         console.print(table)
         console.print()
-    lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    lines += [line.replace("`", "") for line in _flags(board) if line and not line.startswith("#")]
-    return "\n".join(lines)
+    told = [line.rstrip() for line in out.getvalue().splitlines()]
+    told += [printable(line).replace("`", "") for line in _flags(board) if line and not line.startswith("#")]
+    return "\n".join(told)
+
+
+def _fitting(widths: Sequence[int], width: int) -> tuple[list[int], int]:
+    """Return the columns that fit, and how wide the names of methods may be."""
+    shown, name = list(range(len(_HEAD))), _HEAD.index("method")
+    longest = widths[name]
+
+    def room() -> int:
+        return width - sum(widths[i] + _GAP for i in shown if i != name)
+
+    for wanted, names in ((min(_MOST_NAME, longest), _DROPPED), (min(_LEAST_NAME, longest), _DROPPED_LAST)):
+        for each in names:
+            if room() < wanted:
+                shown.remove(_HEAD.index(each))
+    return shown, max(_LEAST_NAME, room())
 
 
 def renew_readme(readme: Path, board: Leaderboard) -> None:
@@ -100,8 +138,9 @@ def renew_readme(readme: Path, board: Leaderboard) -> None:
 def readme_block(board: Leaderboard) -> str:
     """Return the headline tables as they stand in a README, with a final newline."""
     parts = [_summary(board), ""]
+    budget = budgets_at_gain(board)
     for (dataset, encoder, regime), rows in headline_tables(board):
-        parts += [f"**{dataset}, {regime} people** ({_caption(rows[0], encoder)})", "", *_table(rows), ""]
+        parts += [f"**{dataset}, {regime} people** ({_caption(rows[0], encoder)})", "", *_table(rows, budget), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -129,28 +168,53 @@ def notes(row: Row) -> str:
     return ", ".join(told)
 
 
-def _cells(row: Row) -> list[str]:
+def measured(row: Row, cell: Interval) -> Interval:
+    """Return a number of a row, or none where every cell was imputed: it would be that of pooled Bradley-Terry."""
+    return Interval() if row.imputed >= 1 else cell
+
+
+def budgets_at_gain(board: Leaderboard) -> Callable[[Row], str]:
+    """Return what says n@gain as a budget of the grid; "all" has its mean in brackets, as in "all (28.7)"."""
+    every: dict[tuple[object, ...], float] = {}
+    for curve in board.curves:
+        place = (curve.label, curve.dataset, curve.encoder, curve.regime, curve.n_users, curve.imbalance)
+        for point in curve.points:
+            if point.n == "all":
+                every[place] = point.n_mean
+
+    def told(row: Row) -> str:
+        n = measured(row, row.n_at_gain).value
+        mean = every.get((row.label, row.dataset, row.encoder, row.regime, row.n_users, row.imbalance))
+        if n is None:
+            return number(n)
+        return f"all ({n:.3g})" if n == mean or n != int(n) else f"{n:.0f}"
+
+    return told
+
+
+def _cells(row: Row, at_gain: str) -> list[str]:
     rank = f"{row.rank.value} [{row.rank.low}–{row.rank.high}]" if row.rank else "–"
+    nll = row.nll_t if row.nll_t.value is not None else row.nll
     return [
         str(row.tier) if row.tier else "–",
         rank,
         row.label,
-        bracketed(row.acc_macro),
-        bracketed(row.gain, "+.3f"),
-        number(row.worst10.value),
-        number(row.harm.value, ".0%"),
-        number(row.specificity.value, "+.3f"),
-        number(row.aulc.value),
-        number(row.n_at_gain.value, "g"),
-        number(row.nll_t.value if row.nll_t.value is not None else row.nll.value),
+        bracketed(measured(row, row.acc_macro)),
+        bracketed(measured(row, row.gain), "+.3f"),
+        number(measured(row, row.worst10).value),
+        number(measured(row, row.harm).value, ".0%"),
+        number(measured(row, row.specificity).value, "+.3f"),
+        number(measured(row, row.aulc).value),
+        at_gain,
+        number(measured(row, nll).value),
         notes(row),
     ]
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def _table(rows: Sequence[Row], budget: Callable[[Row], str]) -> list[str]:
     out = [_line(_HEAD), _line(["---:" if name not in ("method", "") else "---" for name in _HEAD])]
     for row in rows:
-        cells = [escaped(cell) for cell in _cells(row)]
+        cells = [escaped(cell) for cell in _cells(row, budget(row))]
         if row.role == "control" or row.control:
             cells[2] = f"*{cells[2]}*"
         out.append(_line(cells))
@@ -163,7 +227,7 @@ def escaped(cell: str) -> str:
     >>> escaped("a|b <script>")
     'a\\|b &lt;script&gt;'
     """
-    one_line = " ".join(cell.split())
+    one_line = " ".join(printable(cell).split())
     safe = one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "\\`*_[]|":
         safe = safe.replace(mark, "\\" + mark)
@@ -235,19 +299,50 @@ def cost_cells(c: CostRow) -> list[str]:
     return cells + [number(v, ",.0f") for v in (c.trained_params, c.params_per_user, c.state_bytes_per_user)]
 
 
+def failure_lines(failures: Sequence[Failure]) -> list[str]:
+    """Return a line per kind of failure: method, dataset and reason, with the cells it happened in or their number."""
+    groups: dict[tuple[str, str, str, str], list[Failure]] = defaultdict(list)
+    for each in failures:
+        groups[each.label, each.dataset, each.status, each.reason].append(each)
+    out: list[str] = []
+    for (label, dataset, status, reason), same in groups.items():
+        some = f"{len(same)} cells"
+        if len(same) == 1:
+            support = "" if same[0].n_support is None else f", n_support {same[0].n_support}"
+            some = f"{same[0].regime}, n_train {same[0].n_train}{support}, seed {same[0].seed}"
+        out.append(f"{label} on {dataset}, {some}: {status}: {clipped(reason)}")
+    return out
+
+
+def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
+    """Return a line per reason why something was left out, with the name of it or how many there are."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for each in skipped:
+        groups[each.reason].append(each.name)
+    return [f"{n[0] if len(n) == 1 else f'{len(n)} records'}: {clipped(reason)}" for reason, n in groups.items()]
+
+
+def clipped(reason: str, most: int = 160) -> str:
+    """Return the beginning of a reason, on one line.
+
+    >>> clipped("no memory", 5)
+    'no m…'
+    """
+    one_line = " ".join(printable(reason).split())
+    return one_line if len(one_line) <= most else one_line[: most - 1].rstrip() + "…"
+
+
+def _bullets(lines: Sequence[str], most: int = 50) -> list[str]:
+    more = [f"- and {len(lines) - most} more"] if len(lines) > most else []
+    return [*(f"- {escaped(line)}" for line in lines[:most]), *more, ""]
+
+
 def _flags(board: Leaderboard) -> list[str]:
     out: list[str] = []
     if board.failures:
-        out += ["## Failed cells", ""]
-        out += [
-            f"- {escaped(f.label)} on {escaped(f.dataset)}, {f.regime}, n_train {f.n_train}, seed {f.seed}: "
-            f"{f.status}: {escaped(f.reason)}"
-            for f in board.failures[:50]
-        ]
-        out += [f"- and {len(board.failures) - 50} more"] if len(board.failures) > 50 else []
-        out.append("")
+        out += ["## Failed cells", "", *_bullets(failure_lines(board.failures))]
     if board.skipped:
-        out += ["## Left out", "", *(f"- {escaped(s.name)}: {escaped(s.reason)}" for s in board.skipped[:50]), ""]
+        out += ["## Left out", "", *_bullets(skipped_lines(board.skipped))]
     if any(row.badge == "reported" and row.role == "method" and not row.rank for row in board.rows if not row.imputed):
         out += [
             "## Not ranked",

@@ -24,17 +24,27 @@ GAIN_WORTH_HAVING = 0.01
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
-    """A metric of every column: `value` [k], NaN where it does not exist, and its draws [k, draws], widened."""
+    """A metric of every column: `value` [k], NaN where it does not exist, and its bootstrap draws over people.
+
+    draws: [k, draws]; factor: [k], by how much shared prompts widen them about the value.
+    """
 
     value: Reals
     draws: Reals | None = None
+    factor: Reals | None = None
 
     def bounds(self) -> tuple[Reals, Reals]:
         """Return the 95 % interval, NaN where there are no draws."""
         if self.draws is None:
             return np.full(len(self.value), np.nan), np.full(len(self.value), np.nan)
-        low, high = interval(self.draws)
+        # Stretching is monotone, so that it may as well be done to two quantiles as to all draws.
+        low, high = (widened(self.value, bound[:, None], self.factor)[:, 0] for bound in interval(self.draws))
         return np.where(np.isnan(self.value), np.nan, low), np.where(np.isnan(self.value), np.nan, high)
+
+    def widened(self, k: int) -> Reals:
+        """Return the draws of column k, [draws], as its interval is made of them."""
+        assert self.draws is not None
+        return widened(self.value[[k]], self.draws[[k]], None if self.factor is None else self.factor[[k]])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +81,8 @@ def measures(panel: Panel) -> dict[str, list[Reals]]:
 
 
 def estimated(panel: Panel, value: Reals, draws: Reals, influence: Reals) -> Estimate:
-    """Return an estimate [k] whose draws over people are widened by what shared prompts add to its own influences."""
-    return Estimate(value, widened(value, draws, panel.crossing.widening(influence)))
+    """Return an estimate [k] with draws over people, to be widened by what prompts add to its own influences."""
+    return Estimate(value, draws, panel.crossing.widening(influence))
 
 
 def _averaged(panel: Panel, name: str) -> Estimate:
@@ -352,6 +362,8 @@ def closed_gap(panel: Panel) -> Estimate:
     exists = both & (whole > 1e-9)
     part = own - own[panel.reference]
     value = np.divide(part, whole, out=np.full(len(part), np.nan), where=exists)
+    if not exists.any():
+        return Estimate(value)
     reference = own_draws[panel.reference]
     above = own_draws[panel.oracle] - reference
     draws = np.divide(own_draws - reference, above, out=np.full_like(above, np.nan), where=above > 1e-9)

@@ -8,8 +8,9 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from leaderboard.records import printable
 from leaderboard.rows import CostRow, Curve, Leaderboard, Row
 from leaderboard.store import write_atomically
 
@@ -54,7 +55,7 @@ def figures(board: Leaderboard) -> dict[str, Spec]:
         bytes_figure = _bytes_figure(rows, board.costs, palette, f"{dataset}, {regime} people ({encoder})")
         if bytes_figure:
             out[slug(f"bytes-{dataset}-{encoder}-{regime}")] = bytes_figure
-    return out
+    return drawable(out)
 
 
 def overview(board: Leaderboard) -> Spec | None:
@@ -78,7 +79,21 @@ def overview(board: Leaderboard) -> Spec | None:
         rows[dataset].append({**panel, "width": 300, "height": 190, "encoding": encoding, "layer": layers})
     if not rows:
         return None
-    return {"vconcat": [{"hconcat": panels} for panels in rows.values()], "resolve": {"scale": {"color": "shared"}}}
+    columns = [{"hconcat": panels} for panels in rows.values()]
+    return drawable({"vconcat": columns, "resolve": {"scale": {"color": "shared"}}})
+
+
+def drawable(value: Any) -> Any:
+    r"""Return a specification without control characters in its text: the renderer ends the process at one of them.
+
+    >>> drawable({"title": ["a\x00b"]})
+    {'title': ['ab']}
+    """
+    if isinstance(value, dict):
+        return {printable(key): drawable(each) for key, each in cast(dict[str, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [drawable(each) for each in cast(list[Any], value)]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _headline_curves(board: Leaderboard) -> dict[tuple[str, str, str], list[Curve]]:

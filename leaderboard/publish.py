@@ -21,14 +21,17 @@ def publish(folder: Path, to: str, *, dry_run: bool = False) -> list[str]:
     """Copy a board to a folder, or upload it to `hf://datasets/OWNER/NAME`; returns a line per file.
 
     Records, margins and anything else in the folder stay where they are. Raises RequestError when a file at the target
-    is not from an earlier publication: nothing of others is overwritten.
+    is not from an earlier publication, so that nothing of others is overwritten, and when the target is in the folder.
     """
     files = contents(folder)
     if to.startswith(HUB):
         return _to_hub(files, to.removeprefix(HUB), dry_run=dry_run)
     if "://" in to:
         raise RequestError(f"target {to!r} is not known; allowed: a folder, or {HUB}OWNER/NAME")
-    return _to_folder(files, Path(to), dry_run=dry_run)
+    target = Path(to).expanduser()
+    if target.resolve().is_relative_to(folder.resolve()):
+        raise RequestError(f"{to!r} is the folder that is published, or inside it; give a folder outside of {folder}")
+    return _to_folder(files, target, dry_run=dry_run)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

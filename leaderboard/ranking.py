@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from leaderboard.labels import Reals
 from leaderboard.metrics import METRICS, Estimate, curves, person_accuracy
 from leaderboard.panel import Column, Entrant, Panel, Setting, count_order
 from leaderboard.records import RunRecord
@@ -31,7 +31,7 @@ class Standing:
     group: str
     gain: float
     aulc: float
-    draws: Reals
+    draws: NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ def _row(
     panel: Panel,
     k: int,
     cells: dict[str, Interval],
-    people: Reals,
+    people: NDArray[np.float64],
     placed: tuple[RankInterval, int] | None,
     labelled: Labeller,
 ) -> Row:
@@ -181,7 +181,6 @@ _CURVE_PLACE = frozenset({"method", "label", "dataset", "encoder", "regime", "n_
 
 def _standing(panel: Panel, k: int, estimates: dict[str, Estimate], labelled: Labeller) -> Standing:
     column, gains = panel.columns[k], estimates["gain"]
-    assert gains.draws is not None
     return Standing(
         label=labelled(column.entrant),
         method=column.entrant.method,
@@ -189,7 +188,7 @@ def _standing(panel: Panel, k: int, estimates: dict[str, Estimate], labelled: La
         group=f"{column.setting.dataset} {column.setting.encoder}",
         gain=float(gains.value[k]),
         aulc=float(estimates["aulc"].value[k]),
-        draws=gains.draws[k].astype(np.float32),
+        draws=gains.widened(k).astype(np.float32),
     )
 
 

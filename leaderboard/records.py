@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+import math
+import re
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 SCHEMA_VERSION = 1
+# C0 and C1 controls other than tab and newline, and what no XML may hold: they steer terminals and abort renderers.
+_CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff"
+_TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]*$"
+MAX_DEPTH = 20
+MAX_COUNT = 2**53
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 DatasetId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*@[0-9]+(\+[a-z_]+=[A-Za-z0-9.-]+)*$", max_length=160)]
@@ -20,9 +27,45 @@ _SEGMENT = r"[A-Za-z0-9@+=_-][A-Za-z0-9@+=._-]*"  # never "..", never hidden, ne
 RelativePath = Annotated[str, Field(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$", max_length=300)]
 Status = Literal["ok", "failed", "timeout", "out_of_memory", "skipped"]
 Regime = Literal["seen", "unseen"]
-Text = Annotated[str, Field(max_length=4000)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(max_length=4000, pattern=_TEXT)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+
+
+def printable(text: str) -> str:
+    r"""Return text without control characters, but with its tabs and newlines: what a record's text may hold.
+
+    >>> printable("1\x1b[31m\n")
+    '1[31m\n'
+    """
+    return re.sub(f"[{_CONTROL}]", "", text)
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object as it is; raises ValueError for controls in its text, NaN, and what is nested too deeply."""
+    _check(value, 0)
+    return value
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    if isinstance(value, str) and printable(value) != value:
+        raise ValueError(f"text with control characters: {value[:80]!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number of JSON")
+    if isinstance(value, dict):
+        for key, each in cast(dict[Any, Any], value).items():
+            _check(key, depth + 1)
+            _check(each, depth + 1)
+    elif isinstance(value, list | tuple):
+        for each in cast(list[Any], value):
+            _check(each, depth + 1)
+
+
+def _cleaned(value: Any, info: ValidationInfo) -> Any:
+    """Return what a method printed without controls where a run makes a record; a file's must have none."""
+    return printable(value) if isinstance(value, str) and info.mode == "python" else value
 
 
 class Part(BaseModel):
@@ -32,15 +75,19 @@ class Part(BaseModel):
 
 
 class MethodPart(Part):
-    """Which method, from which distribution, with which configuration."""
+    """Which method, from which distribution, with which configuration.
+
+    `source_sha256` is the digest of the code that the margins depend on; null in records that do not tell it.
+    """
 
     name: Name
     dist: Text
     version: Text
     level: Literal["feature", "backbone", "prompt"]
     role: Literal["method", "control"]
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], AfterValidator(_plain)]
     config_sha256: Sha256
+    source_sha256: Sha256 | None = None
 
 
 class DatasetPart(Part):
@@ -66,8 +113,8 @@ class SplitPart(Part):
     n_support: Count | None
     n_users: Count
     imbalance: Literal["zipf"] | None = None
-    n_train_mean: float
-    n_support_mean: float | None
+    n_train_mean: Amount
+    n_support_mean: Amount | None
     sha256: Sha256
 
 
@@ -94,19 +141,19 @@ class Margins(FileRef):
     margins on the validation part (columns `row`, `margin`), from which the temperature is fitted.
     """
 
-    control: dict[str, str] = Field(default_factory=dict)
+    control: dict[Text, Text] = Field(default_factory=dict[str, str])
     validation: FileRef | None = None
 
 
 class Cost(Part):
     """What it cost, on the device of `environment`."""
 
-    fit_s: Seconds | None = None
-    adapt_s_per_user: Seconds | None = None
-    comparisons_per_s: Seconds | None = None
+    fit_s: Amount | None = None
+    adapt_s_per_user: Amount | None = None
+    comparisons_per_s: Amount | None = None
     trained_params: Count | None = None
-    params_per_user: float | None = None
-    state_bytes_per_user: float | None = None
+    params_per_user: Amount | None = None
+    state_bytes_per_user: Amount | None = None
     peak_device_bytes: Count | None = None
     peak_rss_delta_bytes: Count | None = None
 
@@ -115,7 +162,7 @@ class Environment(Part):
     """Where it ran; costs are compared only within one `device_class`."""
 
     python: Text
-    packages: dict[str, str]
+    packages: dict[Text, Text]
     device: Text
     device_class: Text
     dtype: Text
@@ -147,12 +194,28 @@ class RunRecord(Part):
     seed: Count
     control: Literal["user_shuffle"] | None = None
     status: Status
-    reason: Text | None = None
+    reason: Annotated[Text | None, BeforeValidator(_cleaned)] = None
     counts: Counts
     margins: Margins | None = None
     cost: Cost
     environment: Environment
     source: Source
+
+    @property
+    def cell(self) -> tuple[Any, ...]:
+        """Return what was measured: of several records of one cell at most one counts."""
+        m, d, s = self.method, self.dataset, self.split
+        entrant = (m.name, m.dist, m.version, m.config_sha256, m.role, m.level, self.control)
+        setting = (d.name, d.encoder, s.fold, s.draw, s.regime, s.n_train, s.n_support, s.n_users, s.imbalance)
+        return *entrant, *setting, self.seed
+
+    @property
+    def preference(self) -> tuple[bool, bool, str, str]:
+        """Return the key by which one of several records of a cell is chosen; the least wins.
+
+        Finished before failed, a clean tree before a dirty one; then by key: nothing that was measured matters.
+        """
+        return self.status != "ok", self.source.dirty, self.key, self.to_json()
 
     def to_json(self) -> str:
         """Return the record as strict JSON with a final newline."""
@@ -167,3 +230,8 @@ def canonical_sha256(value: Any) -> str:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def record_key(fit_key: str, regime: Regime, n_support: int | None) -> str:
+    """Return the key of one measurement of a fit."""
+    return canonical_sha256({"fit": fit_key, "regime": regime, "n_support": n_support})

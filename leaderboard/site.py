@@ -6,8 +6,19 @@ import json
 import re
 from typing import Any, cast
 
-from leaderboard.markdown import READING, bracketed, cost_cells, notes, number
+from leaderboard.markdown import (
+    READING,
+    bracketed,
+    budgets_at_gain,
+    cost_cells,
+    failure_lines,
+    measured,
+    notes,
+    number,
+    skipped_lines,
+)
 from leaderboard.plots import by_dataset, figures, slug
+from leaderboard.records import printable
 from leaderboard.rows import Leaderboard, Row
 
 COLUMNS: tuple[tuple[str, str, str, str], ...] = (
@@ -36,6 +47,7 @@ def site(board: Leaderboard) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_finalized,
     )
     cast(Any, environment).filters |= {"number": number, "bracketed": bracketed}
     specs = figures(board)
@@ -48,6 +60,10 @@ def site(board: Leaderboard) -> str:
         methods=cards,
         titles={str(m.get("name")): str(m.get("title", m.get("name"))) for m in cards},
         notes=notes,
+        measured=measured,
+        at_gain=budgets_at_gain(board),
+        failures=failure_lines(board.failures),
+        skipped=skipped_lines(board.skipped),
         cost_cells=cost_cells,
         whisker=whisker,
         slug=slug,
@@ -55,6 +71,11 @@ def site(board: Leaderboard) -> str:
         figures=embedded(specs),
         bundle=script_safe(cast(Any, vl_convert).javascript_bundle() if specs else ""),
     )
+
+
+def _finalized(value: Any) -> Any:
+    """Return what the template prints, without control characters; what is already marked as safe stays so."""
+    return printable(value) if type(value) is str else value
 
 
 def embedded(value: Any) -> str:

@@ -101,19 +101,19 @@ def bootstrap(n_people: int, samples: Sequence[Sample], *context: object, draws:
     out = [np.empty((each.given.shape[1], draws)) for each in samples]
     points = [point(each) for each in samples]
     means = [each.people() for each in samples]
-    presents = [[units.present for units in each.units] for each in samples]
+    presents = {id(units): units.present for each in samples for units in each.units}
     chunk = int(np.clip(_CHUNK_VALUES // max(n_people, 1), 16, draws))
 
     def draw(at: int) -> None:
         size = min(chunk, draws - at)
         people = _counts(generator(*context, "bootstrap", at), size, n_people)
-        for target, sample, values, present, centre in zip(out, samples, means, presents, points, strict=True):
+        heads = {key: people[:, here].sum(axis=1, keepdims=True) for key, here in presents.items()}
+        weights = {key: people[:, here] / np.maximum(heads[key], 1) for key, here in presents.items()}
+        for target, sample, values, centre in zip(out, samples, means, points, strict=True):
             total, mass = np.zeros((size, len(centre))), np.zeros((size, len(centre)))
-            for here, value, given in zip(present, values, sample.given, strict=True):
-                weight = people[:, here]
-                heads = weight.sum(axis=1, keepdims=True)
-                total += (weight / np.maximum(heads, 1)) @ value
-                mass += (heads > 0) * given
+            for units, value, given in zip(sample.units, values, sample.given, strict=True):
+                total += weights[id(units)] @ value
+                mass += (heads[id(units)] > 0) * given
             np.divide(total, mass, out=total, where=mass > 0)
             target[:, at : at + size] = np.where(mass > 0, total, centre).T
 
@@ -234,9 +234,9 @@ def _few(groups: NDArray[Any]) -> Reals:
     return np.where(groups > 1, groups / np.maximum(groups - 1, 1), 0.0)
 
 
-def widened(value: Reals, draws: Reals, factor: Reals) -> Reals:
-    """Return draws [k, draws] stretched about the estimate [k] by a factor [k]."""
-    if (factor == 1).all():
+def widened(value: Reals, draws: Reals, factor: Reals | None) -> Reals:
+    """Return draws [k, draws] stretched about the estimate [k] by a factor [k]; unchanged where that is 1 or None."""
+    if factor is None or (factor == 1).all():
         return draws
     centre = value[:, None]
     return centre + factor[:, None] * (draws - centre)

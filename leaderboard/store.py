@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from datasets_registry.errors import DataError
-from leaderboard.records import FileRef, RunRecord
+from leaderboard.records import FileRef, RunRecord, printable
 
 MAX_RECORD_BYTES = 1 << 20
+MAX_MARGINS = 50_000_000  # rows x columns: a few bytes of Parquet can hold any number of equal rows
 
 
 def write_atomically(path: Path, raw: bytes) -> None:
@@ -69,7 +70,10 @@ class ResultsFolder:
         return FileRef(path=relative, sha256=hashlib.sha256(raw).hexdigest())
 
     def read_margins(self, ref: FileRef) -> dict[str, NDArray[Any]]:
-        """Return the columns of a margins file; raises DataError when it is missing, altered, or leaves the folder."""
+        """Return the columns of a margins file: `row` int32, any other float32, none of them with nulls.
+
+        Raises DataError when the file is missing, altered, leaves the folder, or holds anything else.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -83,14 +87,33 @@ class ResultsFolder:
         if (found := hashlib.sha256(raw).hexdigest()) != ref.sha256:
             raise DataError(f"margins file {ref.path} was altered: sha256 {found}, its record says {ref.sha256}")
         try:
-            table = pq.read_table(pa.BufferReader(raw), use_threads=False)
-        except pa.ArrowException as why:
-            raise DataError(f"margins file {ref.path} is not Parquet: {why}") from why
+            file = pq.ParquetFile(pa.BufferReader(raw))
+            _check_columns(ref.path, file)
+            table = file.read(use_threads=False)
+        except (pa.ArrowException, OSError, ValueError) as why:
+            raise DataError(f"margins file {ref.path} is not Parquet: {printable(str(why))[:300]}") from why
+        for name in table.column_names:
+            if nulls := table.column(name).null_count:
+                raise DataError(f"margins file {ref.path}: column {name!r} has {nulls} nulls; every value is needed")
         return {name: np.asarray(table.column(name)) for name in table.column_names}
 
     def record_files(self) -> Iterator[Path]:
         """Yield the record files in a stable order."""
         yield from sorted((self.root / "records").glob("*/*/*.json"))
+
+
+def _check_columns(path: str, file: Any) -> None:
+    """Raise DataError unless a Parquet file has columns of the right types and is of a size that can be read."""
+    names = file.schema_arrow.names
+    if len(set(names)) < len(names):
+        raise DataError(f"margins file {path} has two columns of one name: {', '.join(names)[:300]}")
+    if (size := file.metadata.num_rows * len(names)) > MAX_MARGINS:
+        raise DataError(f"margins file {path} has {size} values, at most {MAX_MARGINS} allowed")
+    for field in file.schema_arrow:
+        wanted = "int32" if field.name == "row" else "float"
+        if str(field.type) != wanted:
+            kind = {"float": "float32"}.get(wanted, wanted)
+            raise DataError(f"margins file {path}: column {field.name!r} is {field.type}; it must be {kind}")
 
 
 def read_record(path: Path) -> RunRecord:
@@ -104,4 +127,4 @@ def read_record(path: Path) -> RunRecord:
         raise DataError(f"{path.name} cannot be read: {why.strerror}") from why
     except ValidationError as why:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in why.errors()[:8])
-        raise DataError(f"{path.name} is not a whole record ({faults}). Delete it and run again") from why
+        raise DataError(f"{path.name} is not a whole record ({printable(faults)}). Delete it and run again") from why

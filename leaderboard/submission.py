@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from datasets_registry.errors import DataError, RequestError, unknown
 from datasets_registry.protocol import PROTOCOL
@@ -43,7 +45,8 @@ class Submission:
                 f"gain {bracketed(row.gain, '+.3f')}"
             )
         if self.refusals:
-            out.append(f"it would be refused for {len(self.refusals)} reasons:")
+            n = len(self.refusals)
+            out.append(f"it would be refused for {n} reason{'s' if n > 1 else ''}:")
             out += [f"  {r.file}: {r.field}: found {r.found}; required {r.required}" for r in self.refusals]
         else:
             out.append("verified: it would be accepted as it is")
@@ -53,7 +56,7 @@ class Submission:
 def submit(method: str, results: Path, out: Path, labels: Labels | None = None) -> Submission:
     """Bundle a method's records from a results folder, verify the bundle and preview its rows.
 
-    Raises RequestError when the method has no records there, or when `out` holds something that is not a bundle.
+    Raises RequestError when the method has no records there, or when `out` holds anything but a bundle of the method.
     """
     labels = labels or Labels()
     folder = bundle(method, results, out)
@@ -62,7 +65,10 @@ def submit(method: str, results: Path, out: Path, labels: Labels | None = None) 
 
 
 def bundle(method: str, results: Path, out: Path) -> Path:
-    """Copy a method's records and the margins they name into `out`, with a manifest of sha256 digests."""
+    """Copy a method's records and the margins they name into `out`, with a manifest of sha256 digests.
+
+    Of several records of one cell, the one that counts on the board is taken.
+    """
     source = ResultsFolder(results)
     if not (results / "records").is_dir():
         raise RequestError(
@@ -71,22 +77,17 @@ def bundle(method: str, results: Path, out: Path) -> Path:
     known = sorted({p.parent.name for p in source.record_files()})
     if method not in known:
         raise unknown("method", method, known, then="These have records in this folder")
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise RequestError(f"{out} exists and is not a submission; give another folder with --out")
-    records = [(p, read_record(p)) for p in source.record_files() if p.parent.name == method]
+    _check_replaceable(out, results, method)
+    records = _that_count((p, read_record(p)) for p in source.record_files() if p.parent.name == method)
     names: list[str] = []
     for path, record in records:
         names += [path.relative_to(results).as_posix(), *_files_of(record)]
+    contents = {name: _content(results, name) for name in sorted(set(names))}
     if out.exists():
         shutil.rmtree(out)
-    digests: dict[str, str] = {}
-    for name in sorted(set(names)):
-        origin = results / name
-        if not origin.resolve().is_relative_to(results.resolve()) or not origin.is_file():
-            raise DataError(f"{name} is named by a record, but is no file of {results}. Run the cell again")
-        raw = origin.read_bytes()
-        digests[name] = hashlib.sha256(raw).hexdigest()
+    for name, raw in contents.items():
         write_atomically(out / name, raw)
+    digests = {name: hashlib.sha256(raw).hexdigest() for name, raw in contents.items()}
     told = {"schema_version": 1, "protocol": PROTOCOL, "method": method, "records": len(records), "files": digests}
     told |= {"commits": sorted({r.source.commit or "unknown" for _, r in records})}
     told |= {"dirty": any(r.source.dirty for _, r in records)}
@@ -94,6 +95,48 @@ def bundle(method: str, results: Path, out: Path) -> Path:
     told |= {"truncated": sum(r.counts.truncated for _, r in records)}
     write_atomically(out / MANIFEST, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
     return out
+
+
+def _that_count(found: Iterable[tuple[Path, RunRecord]]) -> list[tuple[Path, RunRecord]]:
+    """Return one record per cell, in the order of paths."""
+    best: dict[tuple[Any, ...], tuple[Path, RunRecord]] = {}
+    for path, record in found:
+        there = best.get(record.cell)
+        if there is None or record.preference < there[1].preference:
+            best[record.cell] = path, record
+    return sorted(best.values(), key=lambda each: each[0])
+
+
+def _content(results: Path, name: str) -> bytes:
+    origin = results / name
+    if not origin.resolve().is_relative_to(results.resolve()) or not origin.is_file():
+        raise DataError(f"{name} is named by a record, but is no file of {results}. Run the cell again")
+    return origin.read_bytes()
+
+
+def _check_replaceable(out: Path, results: Path, method: str) -> None:
+    """Raise RequestError unless `out` is new, empty, or a submission of the method and nothing else."""
+    if results.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to((results / "records").resolve()):
+        raise RequestError(f"{out} holds the results themselves, or is among them; give another folder with --out")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise RequestError(f"{out} is a file or a link; give a folder with --out")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    other = "give another folder with --out"
+    try:
+        told: Any = json.loads((out / MANIFEST).read_bytes())
+        named = {str(name) for name in dict(cast(dict[str, Any], told["files"]))}
+        if told["schema_version"] != 1 or not isinstance(told["protocol"], str):
+            raise ValueError("another schema")
+        owner = told["method"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as why:
+        raise RequestError(f"{out} exists and is not a submission; {other}") from why
+    if owner != method:
+        raise RequestError(f"{out} is a submission of another method, {str(owner)[:64]!r}, not of {method!r}; {other}")
+    there = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not p.is_dir()}
+    if foreign := sorted(there - named - {MANIFEST}):
+        listed = ", ".join(foreign[:5])
+        raise RequestError(f"{out} holds files that no submission wrote: {listed}. Move them, or {other}")
 
 
 def _files_of(record: RunRecord) -> list[str]:

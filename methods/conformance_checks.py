@@ -10,7 +10,6 @@ import numpy as np
 from datasets_registry.records import Comparisons
 from methods.conformance import (
     BUDGET,
-    NAME,
     Failed,
     Skipped,
     Subject,
@@ -22,6 +21,7 @@ from methods.conformance import (
     small_stage,
 )
 from methods.interface import Histories, UserState
+from methods.registry import NAME, NAMES, must_be_json
 
 LOOSE = 2e-2  # another order of floating-point sums, carried through an iterative fit
 
@@ -30,7 +30,7 @@ LOOSE = 2e-2  # another order of floating-point sums, carried through an iterati
 def _spec(subject: Subject) -> None:
     spec = subject.cls.spec
     if not NAME.fullmatch(spec.name):
-        raise Failed(f"spec.name {spec.name!r} must match {NAME.pattern}")
+        raise Failed(f"spec.name {spec.name!r} is no name for a method; allowed: {NAMES}")
     for part in fields(spec):
         value = getattr(spec, part.name)
         if isinstance(value, str) and not value.strip():
@@ -43,6 +43,7 @@ def _constructor(subject: Subject) -> None:
         if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
             raise Failed(f"hyper-parameter {parameter.name!r} must be keyword-only and have a default")
     given = {**subject.cls.hyperparameters(), **subject.config}
+    must_be_json(subject.cls.spec.name, given)
     method = subject.cls(**given)
     for name, value in given.items():
         if not hasattr(method, name) or getattr(method, name) is not value:

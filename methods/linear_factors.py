@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
-from methods.bradley_terry import Logistic, Pairs, calibrated_nll, nll, pooled, sigmoid
+from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, nll, pooled, sigmoid
 from methods.interface import Budget, Histories, LinearMethod, UserState, stack, unstack
 
 Array = NDArray[Any]
@@ -235,12 +235,9 @@ def tuned_factors(
     if pairs.n_users > _TUNING_USERS:
         part = np.sort(generator("tuning-users", budget.seed).permutation(pairs.n_users)[:_TUNING_USERS])
         few = pairs.of_users(part)
-    place = np.full(int(max(users.max(), val.user.max(initial=0))) + 1, -1)
-    place[users[part]] = np.arange(len(part))
-    val = val.take(place[val.user] >= 0)
+    val = held_out(val, users[part])
     if not len(val) or budget.trials < 2:
         return training.run(pairs, start), training
-    val = val.for_users(place[val.user])
     x = pairs.world.differences(val) * pairs.scale
     rungs = max(1, min(len(SHRINKAGE), budget.trials // 2))
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
+import re
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -18,6 +22,9 @@ from datasets_registry.errors import HetprefError, MethodError, RequestError, un
 from methods.interface import Method, MethodSpec
 
 GROUP = "hetpref.methods"
+# Names are folders of results and parts of module names.
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+NAMES = "1 to 64 small letters, digits and hyphens, starting with a letter or digit, for instance 'my-method'"
 _BUILT_IN: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
 
@@ -66,17 +73,50 @@ def find(name: str) -> type[Method]:
     except BaseException as why:
         if isinstance(why, KeyboardInterrupt):
             raise
-        raise MethodError(f"the plug-in method {name!r} failed to import: {type(why).__name__}: {why}") from why
+        raise MethodError(f"the plug-in method {name!r} failed to import: {reason(why)}") from why
 
 
-def create(name: str, **config: Any) -> Method:
-    """Create a method by name; an option it does not take is refused with those it does."""
+def create(name: str, /, **config: Any) -> Method:
+    """Create a method by name; an option it does not take is refused with those it does.
+
+    Raises RequestError for an unknown name or option, MethodError for a method whose constructor fails, whose
+    hyper-parameters are not keyword-only with defaults, or whose values cannot be written as JSON.
+    """
     cls = find(name)
-    accepted = cls.hyperparameters()
+    accepted = _accepted(name, cls)
     for given in config:
         if given not in accepted:
             raise unknown(f"option of {name}", given, accepted, then=f"Defaults: {accepted}")
-    return cls(**config)
+    must_be_json(name, {**accepted, **config})
+    try:
+        with redirect_stdout(sys.stderr):
+            method = cls(**config)
+            kept = method.config
+    except (Exception, SystemExit) as why:
+        told = f" with {config}" if config else ""
+        raise MethodError(
+            f"the method {name!r} cannot be constructed{told}: {reason(why)}; its __init__ must store its "
+            "hyper-parameters untouched under their own names and do nothing else"
+        ) from why
+    must_be_json(name, kept)
+    return method
+
+
+def must_be_json(name: str, values: Mapping[str, Any]) -> None:
+    """Raise MethodError unless every hyper-parameter can be written as JSON: records and saved methods hold them."""
+    for key, value in values.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise MethodError(
+                f"the hyper-parameter {key}={value!r:.80} of the method {name!r} cannot be written as JSON; allowed: "
+                "numbers (no NaN or infinity), strings, booleans, None, and lists and dicts of these"
+            ) from None
+
+
+def reason(why: BaseException) -> str:
+    """Return an exception as one line: its type and the first line of what it says."""
+    return f"{type(why).__name__}: {str(why).partition(chr(10))[0]}"
 
 
 def listing() -> list[Listing]:
@@ -97,7 +137,7 @@ def listing() -> list[Listing]:
         except KeyboardInterrupt:
             raise
         except BaseException as why:
-            rows.append(Listing(point.name, dist, number, None, f"{type(why).__name__}: {why}"))
+            rows.append(Listing(point.name, dist, number, None, reason(why)))
     return rows
 
 
@@ -113,11 +153,27 @@ def origin(name: str) -> tuple[str, str]:
     raise RequestError(f"no distribution provides the method {name!r}")
 
 
+def _accepted(name: str, cls: type[Method]) -> dict[str, Any]:
+    """Return the hyper-parameters and their defaults; raises MethodError for one without, or not keyword-only."""
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
+            raise MethodError(
+                f"the argument {str(parameter)!r} of the constructor of the method {name!r} must be keyword-only and "
+                f"have a default: def __init__(self, *, {parameter.name}=...)"
+            )
+    return cls.hyperparameters()
+
+
 def _loaded(point: Any) -> type[Method]:
-    cls = point.load()
+    # What a plug-in prints must not stand among the JSON that a command writes to stdout.
+    with redirect_stdout(sys.stderr):
+        cls = point.load()
     if not (inspect.isclass(cls) and issubclass(cls, Method)):
         raise MethodError(f"entry point {point.name!r} gives {cls!r}, not a subclass of methods.interface.Method")
-    if getattr(cls, "spec", None) is None or cls.spec.name != point.name:
-        told = getattr(getattr(cls, "spec", None), "name", None)
+    spec = getattr(cls, "spec", None)
+    if not isinstance(spec, MethodSpec) or spec.name != point.name:
+        told = getattr(spec, "name", None)
         raise MethodError(f"entry point {point.name!r} gives a method whose spec.name is {told!r}; they must agree")
+    if not NAME.fullmatch(spec.name):
+        raise MethodError(f"spec.name {spec.name!r} is no name for a method; allowed: {NAMES}")
     return cls

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import keyword
+import re
 from pathlib import Path
 
 from datasets_registry.errors import RequestError
-from methods.conformance import NAME
-from methods.registry import GROUP, listing
+from methods.registry import GROUP, NAME, NAMES, listing
+
+# Windows opens a device for a file of such a name, whatever its ending.
+_DEVICES = re.compile(r"con|prn|aux|nul|(?:com|lpt)[0-9]")
 
 METHOD = '''"""TITLE (paper, arXiv id): one sentence on the idea.
 
@@ -95,20 +99,16 @@ def scaffold(name: str, folder: Path, *, plugin: bool = False) -> list[Path]:
     """Write a new method and its test under `folder`, and return the files.
 
     In a checkout (`folder` is its root) these are methods/catalog/NAME.py and tests/test_NAME.py. With `plugin` it is a
-    package of its own, folder/hetpref-NAME, whose entry point makes the method known once it is installed. Raises
+    package of its own, folder/hetpref-NAME, whose entry point makes the method known once it is installed. A name that
+    cannot be a module's, such as `import`, `2fast` or `con`, gets the module method_NAME. Raises
     RequestError on a bad or taken name, on a folder that is no checkout, and rather than overwrite a file.
     """
     if not NAME.fullmatch(name):
-        raise RequestError(
-            f"method name {name!r}: allowed are small letters, digits and hyphens, starting with a letter or digit, "
-            "for instance 'my-method'"
-        )
+        raise RequestError(f"method name {name!r}: allowed are {NAMES}")
     if name in {row.name for row in listing()}:
         raise RequestError(f"the method name {name!r} is taken; choose another. Taken names: hetpref methods")
-    part = name.replace("-", "_")
-    module = f"hetpref_{part}" if plugin else part
+    module = _module_name(name, plugin)
     written = _package(folder, name, module) if plugin else _checkout(folder, module)
-    stem = "".join(word.capitalize() for word in name.split("-"))
     words = {
         "REGISTER_IMPORT\n": "\n" if plugin else "from methods.registry import register\n\n",
         "REGISTER\n": "" if plugin else "@register\n",
@@ -116,7 +116,7 @@ def scaffold(name: str, folder: Path, *, plugin: bool = False) -> list[Path]:
         "SUBJECT": "CLASS" if plugin else '"NAME"',
         "MODULE": module,
         "GROUP": GROUP,
-        "CLASS": stem if stem[0].isalpha() else f"Method{stem}",
+        "CLASS": _class_name(name),
         "TITLE": name.replace("-", " ").capitalize(),
         "NAME": name,
     }
@@ -125,16 +125,34 @@ def scaffold(name: str, folder: Path, *, plugin: bool = False) -> list[Path]:
     for path, text in written.items():
         for word, value in words.items():
             text = text.replace(word, value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as why:
+            raise RequestError(f"cannot write {path} ({why.strerror}); choose a folder you can write to") from why
     return list(written)
+
+
+def _module_name(name: str, plugin: bool) -> str:
+    part = name.replace("-", "_")
+    if plugin:
+        return f"hetpref_{part}"
+    bad = keyword.iskeyword(part) or part[0].isdigit() or _DEVICES.fullmatch(part)
+    return f"method_{part}" if bad else part
+
+
+def _class_name(name: str) -> str:
+    """Return a class name that is neither a keyword (None, True) nor a name that the template imports (Pairs)."""
+    stem = "".join(word.capitalize() for word in name.split("-"))
+    taken = keyword.iskeyword(stem) or re.search(rf"^from .* import .*\b{stem}\b", METHOD, re.MULTILINE)
+    return f"Method{stem}" if taken or not stem[0].isalpha() else stem
 
 
 def _checkout(folder: Path, module: str) -> dict[Path, str]:
     if not (folder / "methods" / "catalog").is_dir():
         raise RequestError(
             f"{folder} is not a checkout of hetpref (it has no methods/catalog); go to its root, or make a package of "
-            "your own with plugin=True"
+            "your own with --plugin"
         )
     return {
         folder / "methods" / "catalog" / f"{module}.py": METHOD,

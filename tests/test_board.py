@@ -6,6 +6,7 @@ import json
 import shutil
 
 import jsonschema
+import numpy as np
 import pytest
 from board_fixtures import METHODS, Bench, made, oracle, pooled, shrunk
 
@@ -13,10 +14,13 @@ from datasets_registry.errors import DataError, RequestError
 from leaderboard.board import build_board, read_board
 from leaderboard.compare import compare
 from leaderboard.markdown import END, START, renew_readme
+from leaderboard.metrics import METRICS
 from leaderboard.publish import publish
 from leaderboard.records import canonical_sha256
 from leaderboard.rows import Leaderboard
 from leaderboard.schema import FOLDER, MODELS, schema_text
+from leaderboard.scoring import gather, panels
+from leaderboard.statistics import interval
 
 CARDS = [{"name": "shrunk", "title": "Shrunk", "equation": "theta"}, {"name": "not-here", "title": "x"}]
 needs_site = pytest.mark.skipif(importlib.util.find_spec("vl_convert") is None, reason="vl-convert is not installed")
@@ -96,6 +100,26 @@ def test_methods_that_decide_alike_share_rank_and_tier_and_differ_in_calibration
     assert a["tier"] == b["tier"] == 1
     assert a["ece"]["value"] < b["ece"]["value"]
     assert a["nll_t"]["value"] == pytest.approx(b["nll_t"]["value"], abs=1e-5)
+
+
+def test_tiers_and_rank_intervals_do_not_contradict_each_other(board):
+    for row in rows_of(board, role="method"):
+        assert row["tier"] <= row["rank"]["low"] <= row["rank"]["value"] <= row["rank"]["high"]
+
+
+def test_shared_prompts_widen_every_interval_and_tiers_know(bench):
+    # Everybody judges the same few prompts, so that people alone are too sure.
+    gathered = gather([bench.root], bench.labels)
+    panel = next(p for p in panels(gathered, bench.labels) if p.columns[0].setting.regime == "seen")
+    for name in ("acc_macro", "gain", "specificity", "aulc", "nll", "brier", "regret", "closed_gap"):
+        estimate = METRICS[name](panel)
+        low, high = estimate.bounds()
+        plain_low, plain_high = interval(estimate.draws)
+        known = ~np.isnan(low)
+        assert known.any() == (name != "regret")
+        assert (estimate.factor[known] >= 1).all()
+        np.testing.assert_allclose((high - low)[known], (estimate.factor * (plain_high - plain_low))[known], rtol=1e-9)
+    assert (METRICS["acc_macro"](panel).factor > 1.05).any()
 
 
 def test_sample_efficiency(board):

@@ -94,14 +94,24 @@ def test_a_hang_ends_at_the_limit_and_does_not_hold_the_others(hostile):
     assert got["Zero"].status == "ok"
 
 
-def test_what_a_cell_started_ends_with_it(executor, hostile):
-    reason = outcomes(executor, hostile.Forks)["Forks"].reason
+@pytest.mark.parametrize("name", ["Forks", "Detaches"])
+def test_what_a_cell_started_ends_with_it(hostile, name):
+    with LocalExecutor(jobs=1, limits=Limits(seconds=2, memory_bytes=1 << 30)) as running:
+        reason = outcomes(running, getattr(hostile, name))[name].reason
     pid = int(reason.split("child ")[1].split()[0])
     for _ in range(100):
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return
         time.sleep(0.02)
     pytest.fail(f"process {pid} outlived its cell")
+
+
+def test_a_cell_whose_neighbour_took_the_fork_server_down_is_run_again(hostile):
+    with LocalExecutor(jobs=2, limits=LIMITS) as running:
+        got = outcomes(running, hostile.KillsTheServer, hostile.Slow, hostile.Zero)
+    assert got["KillsTheServer"].status == "failed"
+    assert got["Slow"].status == "ok"
+    assert got["Zero"].status == "ok"
 
 
 def test_a_pairwise_judge_is_averaged_over_both_orders(executor, hostile):

@@ -7,7 +7,7 @@ import pytest
 
 from datasets_registry.errors import MethodError, RequestError
 from datasets_registry.records import Comparisons, Items
-from methods.bradley_terry import Logistic, Pairs, person_draws, pooled, sigmoid
+from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, person_draws, pooled, sigmoid
 from methods.conformance import BUDGET, check, small_stage
 from methods.interface import Budget, Histories, World, stack
 from methods.linear_factors import Factors, Shrinkage, train_factors
@@ -126,13 +126,17 @@ def test_training_of_factors_reaches_a_stationary_point(stage):
         ("per-user-bt", {"shrinkage": 1e7}),
         ("p-share-lora-linear", {"shrinkage": 1e3}),
         ("clustered-bt", {"clusters": 1, "ridge": 1.0}),
+        ("hierarchical-bt", {"prior": 1e7}),
     ],
 )
 def test_without_room_for_people_it_is_the_pooled_model(stage, name, config):
     config = dict(config)
-    reference = fitted("pooled-bt", stage, ridge=1.0) if name != "per-user-bt" else fitted("pooled-bt", stage)
+    tuned = name in ("per-user-bt", "hierarchical-bt")
+    reference = fitted("pooled-bt", stage) if tuned else fitted("pooled-bt", stage, ridge=1.0)
     got = weights(fitted(name, stage, **config), stage)
-    np.testing.assert_allclose(got, np.tile(reference.theta_, (len(got), 1)), atol=5e-3)
+    # hierarchical-bt does not penalise mu, pooled-bt does
+    close = 2e-2 if name == "hierarchical-bt" else 5e-3
+    np.testing.assert_allclose(got, np.tile(reference.theta_, (len(got), 1)), atol=close)
 
 
 def test_lore_of_rank_one_is_the_macro_weighted_pooled_direction(stage):
@@ -188,18 +192,106 @@ def test_one_neighbour_is_the_likeliest_other_person(stage):
     np.testing.assert_allclose(own, method.table_[others.argmin()], rtol=1e-6)
 
 
-def test_clusters_are_found():
+def two_sides():
+    """40 people with 30 comparisons each, 15 of whom want the opposite of the others: world, train, side [40]."""
     world, train, _, _, _ = simulated(40, 30, rank=1)
     draw = np.random.default_rng(4)
     theta = 2 * draw.normal(size=16)
     side = np.where(np.arange(40) < 15, 1.0, -1.0)
     margin = world.differences(train) @ theta * side[train.user]
-    train = Comparisons.of(**{**train.columns(), "label": margin > 0})
-    method = create("clustered-bt")
+    return world, Comparisons.of(**{**train.columns(), "label": margin > 0}), side
+
+
+def test_clusters_are_found():
+    world, train, side = two_sides()
+    method = create("clustered-bt", clusters=2)
     method.fit(train, train.take([]), world, BUDGET)
     member = stack(method.adapt(range(40), Histories.group(train, range(40)), BUDGET), "member").argmax(1)
     assert abs(np.corrcoef(member, side)[0, 1]) > 0.99
     np.testing.assert_allclose(np.sort(method.shares_), [15 / 40, 25 / 40], rtol=1e-6)
+
+
+def test_the_number_of_clusters_is_chosen_on_validation_and_is_one_without():
+    world, table, _ = two_sides()
+    train, val = table.take(table.order % 30 < 20), table.take(table.order % 30 >= 20)
+    found, nothing, reference = create("clustered-bt"), create("clustered-bt"), create("pooled-bt")
+    found.fit(train, val, world, Budget())
+    assert found.theta_.shape == (2, 16)
+    nothing.fit(train, val.take([]), world, Budget())
+    reference.fit(train, val.take([]), world, Budget())
+    assert nothing.theta_.shape == (1, 16)
+    np.testing.assert_allclose(nothing.theta_[0] * nothing.scale_, reference.theta_, rtol=1e-5)
+
+
+def test_a_prior_keeps_the_covariance_finite_where_answers_are_separable():
+    world, train, _ = two_sides()
+    sizes = []
+    for iterations in (300, 1000):
+        method = create("hierarchical-bt", prior=0.1, iterations=iterations)
+        method.fit(train, train.take([]), world, Budget())
+        sizes.append(float((method.root_**2).sum()))
+    assert np.isfinite(sizes).all()
+    assert sizes[0] == pytest.approx(sizes[1])
+
+
+@pytest.mark.parametrize("prior", [0.03, 0.3])
+def test_em_ends_where_the_covariance_is_its_own_update(stage, prior):
+    from methods.catalog.hierarchical_bt import FLOOR, TOLERANCE
+
+    method = fitted("hierarchical-bt", stage, prior=prior, iterations=1000)
+    pairs, _ = Pairs.of_seen(stage.world, stage.train)
+    base = pairs.project(method.mu_[:, None])[:, 0]
+    z, spread = Logistic.of(pairs, pairs.project(method.root_), base).posteriors()
+    away = (z - z.mean(0)) @ method.root_.T
+    second = away.T @ away / len(z) + method.root_ @ spread.mean(0) @ method.root_.T
+    sigma = method.root_ @ method.root_.T
+    expected = (second + prior * FLOOR * np.eye(6)) / (1 + prior)
+    assert np.linalg.norm(expected - sigma) < 2 * TOLERANCE * np.linalg.norm(sigma)
+
+
+def test_people_who_do_not_differ_get_no_covariance():
+    world, train, val, _, _ = simulated(200, 12)
+    draw = np.random.default_rng(3)
+    train, val = (t.for_users(draw.permutation(t.user)) for t in (train, val))
+    method, reference = create("hierarchical-bt"), create("pooled-bt")
+    for each in (method, reference):
+        each.fit(train, val, world, Budget())
+    assert method.prior_ >= 0.1
+    states = method.adapt(range(200), Histories.group(train, range(200)), Budget())
+    theta, common = method.weights(states), reference.theta_
+    assert np.linalg.norm(theta - common, axis=1).mean() < 0.2 * np.linalg.norm(common)
+
+
+def test_lore_is_chosen_by_the_score_that_adaptation_gets(stage):
+    method = fitted("lore", stage)
+    people = np.unique(stage.train.user)
+    states = method.adapt(people.tolist(), Histories.group(stage.train, people), BUDGET)
+    val = held_out(stage.val, people)
+    score = calibrated_nll(method.margins(states, val.hidden()), val)
+    assert score == pytest.approx(method.validation_nll_, rel=1e-4)
+
+
+def test_lore_does_not_lose_to_pooled_where_there_is_little_data():
+    world, train, val, query, _ = simulated(200, 2, n_val=2)
+    personal, common = (accuracy(create(name), world, train, val, query) for name in ("lore", "pooled-bt"))
+    assert personal > common - 0.02
+
+
+TUNED = ("pooled-bt", "per-user-bt", "p-share-lora-linear", "clustered-bt", "hierarchical-bt", "lore")
+
+
+@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("rows", ["none", "one", "one each", "of a stranger"])
+def test_small_validation_sets_are_enough(stage, name, rows):
+    val = {
+        "none": stage.val.take([]),
+        "one": stage.val.take([1]),
+        "one each": stage.val.take(np.flatnonzero(stage.val.order == stage.val.order.min())),
+        "of a stranger": stage.val.take([0, 1]).for_users(np.array([13, 13])),
+    }[rows]
+    method = create(name)
+    method.fit(stage.train.take(np.flatnonzero(stage.train.order == 0)), val, stage.world, BUDGET)
+    assert np.isfinite(weights(method, stage)).all()
 
 
 def test_sharing_a_factor_wins_with_little_data_and_loses_nothing_with_much():
@@ -235,6 +327,7 @@ def test_a_rank_above_the_features_is_cut_and_bad_options_are_refused(stage):
         ("p-share-lora-linear", {"share": "A"}),
         ("lore", {"rank": 0}),
         ("clustered-bt", {"clusters": 0}),
+        ("hierarchical-bt", {"prior": 0.0}),
     ):
         with pytest.raises(RequestError, match="allowed"):
             fitted(name, stage, **config)

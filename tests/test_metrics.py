@@ -2,18 +2,20 @@
 
 import numpy as np
 import pytest
-from board_fixtures import METHODS, made, oracle, pooled, shrunk
+from board_fixtures import METHODS, Bench, made, oracle, pooled, shrunk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from datasets_registry.errors import HetprefError
 from datasets_registry.records import Comparisons, Items, PreferenceData, Users
-from datasets_registry.splits import split
+from datasets_registry.splits import mean_units, split
 from leaderboard.labels import Query
 from leaderboard.metrics import METRICS, Metric, calibration_error, lowest_tenth
 from leaderboard.panel import Block, Column, Entrant, Panel, Setting, correctness
-from leaderboard.scoring import inverse_temperature
+from leaderboard.records import canonical_sha256
+from leaderboard.scoring import gather, inverse_temperature, panels
+from leaderboard.store import read_record
 
 
 def panel_of(data, rows, margins, names, wrong=None, seeds=1):
@@ -191,6 +193,88 @@ def test_regret_is_zero_for_the_truth_and_two_for_its_opposite_in_pairs():
     best = oracle(data, rows, 0)
     panel = panel_of(data, rows, np.stack([best, -best, 0 * best], axis=1), ["oracle", "worst", "tie"])
     np.testing.assert_allclose(value(panel, "regret"), [0, 2, 1], atol=1e-9)
+
+
+def choices(n_users=200, n_units=6, size=4):
+    """People who judged every pair of each unit's `size` items: the pairs of one (user, unit) stand together."""
+    rng = np.random.default_rng(0)
+    data = made(n_users=n_users, n_units=n_units, per_unit=size - 1, ties=0)
+    low, high = np.triu_indices(size, 1)
+    user, unit, pair = (a.ravel() for a in np.meshgrid(*map(np.arange, (n_users, n_units, len(low))), indexing="ij"))
+    first, second = unit * size + low[pair], unit * size + high[pair]
+    flip = rng.random(len(user)) < 0.5
+    first, second = np.where(flip, second, first), np.where(flip, first, second)
+    table = Comparisons.of(user=user, unit=unit, first=first, second=second, label=rng.integers(0, 2, len(user)))
+    return PreferenceData(
+        data.id, data.card, data.users, data.items, table, data.unit_cluster, data.clusters, data.truth
+    )
+
+
+def test_regret_in_choice_sets_is_zero_for_the_truth_and_one_for_chance():
+    data = choices()
+    rows = np.arange(len(data.comparisons))
+    best, coin = oracle(data, rows, 0), np.random.default_rng(1).normal(size=len(rows))
+    panel = panel_of(data, rows, np.stack([best, coin, 0 * best], axis=1), ["oracle", "random", "tie"])
+    found, (low, high) = value(panel, "regret"), METRICS["regret"](panel).bounds()
+    assert found[0] == 0
+    assert low[1] < 1 < high[1]
+    assert abs(found[1] - 1) < 0.1
+    assert found[2] == pytest.approx(1)
+
+
+def test_regret_leaves_out_choices_of_which_only_the_chosen_item_was_recorded():
+    data = choices()
+    c, unit = data.comparisons, 6  # pairs of a unit
+    utility = np.einsum("nd,nd->n", data.truth.theta[c.user], data.items.attributes[c.first] * 1.0)
+    other = np.einsum("nd,nd->n", data.truth.theta[c.user], data.items.attributes[c.second] * 1.0)
+    top = np.repeat(np.maximum(utility, other).reshape(-1, unit).max(axis=1), unit)
+    star = np.flatnonzero(np.maximum(utility, other) == top)
+    assert len(star) == len(c) / 2
+    panel = panel_of(data, star, oracle(data, star, 0)[:, None], ["oracle"])
+    assert np.isnan(value(panel, "regret")).all()
+    # With one unit of every pair beside, it alone counts.
+    mixed = np.union1d(star, np.arange(unit))
+    worst = panel_of(data, mixed, -oracle(data, mixed, 0)[:, None], ["worst"])
+    u = np.unique(np.concatenate([utility[:unit], other[:unit]]))
+    assert value(worst, "regret")[0] == pytest.approx((u[-1] - u[0]) / (u[-1] - u.mean()), rel=1e-4)
+
+
+def test_the_area_is_over_the_settings_own_budgets_whichever_seeds_an_entrant_has(tmp_path):
+    bench = Bench(tmp_path, data={"made@1": made(n_users=23, n_units=30)}, n_train=(1, 4, "all"), n_support=())
+    bench.run({"pooled-bt": pooled, "shrunk": shrunk})
+    for n in bench.n_train:
+        bench.write("late", shrunk, "made@1", 2, n, "seen", None)
+    gathered = gather([tmp_path], bench.labels)
+    (panel,) = panels(gathered, bench.labels)
+    own, areas = value(panel, "acc_macro"), value(panel, "aulc")
+    split_of = [bench.labels.split("made@1", fold, 0) for fold in range(3)]
+    x = np.log2([1 + np.mean([mean_units(panel.data, s.train(n), s.seen) for s in split_of]) for n in (1, 4, "all")])
+    for name in ("pooled-bt", "shrunk", "late"):
+        by_n = {c.setting.n: k for k, c in enumerate(panel.columns) if c.entrant.method == name}
+        y = own[[by_n[n] for n in (1, 4, "all")]]
+        area = np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / (x[-1] - x[0])
+        np.testing.assert_allclose(areas[list(by_n.values())], area, atol=1e-6)
+
+
+def test_the_reference_is_our_own_the_most_recent_and_the_default(world, tmp_path):
+    data, rows = world
+    record = read_record(Bench(tmp_path).write("pooled-bt", pooled, "made@1", 0, "all", "seen", None))
+    margins = np.random.default_rng(0).normal(size=(len(rows), 6))
+    straight = panel_of(data, rows, margins, ["pooled-bt"] * 6)
+    versions, configs = ["9.1", "0.9", "0.10", "0.10", "0.10", "0.10"], [{}, {}, {"r": 1.0}, {"r": None}, {}, {}]
+    dists = ["somebody-else", "hetpref", "hetpref", "hetpref", "hetpref", "another"]
+    columns = []
+    for k, column in enumerate(straight.columns):
+        digest = canonical_sha256([k])
+        part = record.method.model_copy(update={"config": configs[k]})
+        control = "user_shuffle" if k == 4 else None
+        entrant = Entrant("pooled-bt", dists[k], versions[k], digest, "control", "feature", control)
+        columns.append(Column(entrant, column.setting, {0: record.model_copy(update={"method": part})}))
+    panel = Panel(data, columns, straight.blocks)
+    assert panel.reference.tolist() == [3] * 6
+    assert panel.oracle.tolist() == [-1] * 6
+    backwards = Panel(data, columns[::-1], straight.blocks)
+    assert backwards.reference.tolist() == [2] * 6
 
 
 def test_every_metric_is_one_entry_with_a_meaning():

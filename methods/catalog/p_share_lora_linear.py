@@ -39,11 +39,12 @@ class PShareLoRALinear(LinearFactors):
         cold_start="a_i = 0, the prior mean: theta_0, the average person",
         deviations=(
             "the adapted layer is the linear reward on frozen features, so A_i is a vector; MAP with Gaussian "
-            "penalties chosen on validation and L-BFGS instead of AdamW for 3 epochs, followed by two rounds of "
-            "empirical-Bayes EM where validation prefers it; theta_0 is trained (the paper's score head is); the "
-            "penalty acts on (alpha/r) B, so alpha rescales the stored B and changes no prediction; one initialisation "
-            "scale for every variant; codes are drawn from what a person compared, so that renaming people changes "
-            "nothing; init='copied' and 'warmup' jitter the copies by 1 %, as exactly equal vectors keep B at rank one"
+            "penalties chosen on macro validation NLL (not accuracy) and L-BFGS instead of AdamW for 3 epochs, "
+            "followed by two rounds of empirical-Bayes EM where validation prefers it; theta_0 is trained (the "
+            "paper's score head is); the penalty acts on (alpha/r) B, so alpha rescales the stored B and changes no "
+            "prediction; one initialisation scale for every variant; codes are drawn from what a person compared, so "
+            "that renaming people changes nothing; init='copied' and 'warmup' jitter the copies by 1 %, as exactly "
+            "equal vectors keep B at rank one"
         ),
     )
 

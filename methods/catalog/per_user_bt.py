@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from datasets_registry.records import Comparisons, Float32, Float64
-from methods.bradley_terry import STRENGTHS, Logistic, Pairs, calibrated_nll, pooled_chosen
+from methods.bradley_terry import STRENGTHS, Logistic, Pairs, calibrated_nll, held_out, pooled_chosen
 from methods.interface import Budget, Histories, LinearMethod, MethodSpec, UserState, World, stack, unstack
 from methods.registry import register
 
@@ -29,7 +29,9 @@ class PerUserBT(LinearMethod):
         shared_parameters="d",
         per_user_parameters="d",
         cold_start="theta_pooled",
-        deviations="penalties act on standardised differences",
+        deviations=(
+            "penalties act on standardised differences, their strengths chosen on macro validation NLL (not accuracy)"
+        ),
     )
 
     def __init__(self, *, shrinkage: float | None = None) -> None:
@@ -60,11 +62,9 @@ class PerUserBT(LinearMethod):
 
     def _chosen(self, pairs: Pairs, users: np.ndarray, val: Comparisons) -> float:
         """Return the lambda with the smallest macro validation NLL, strong to weak and warm-started."""
-        at = np.minimum(np.searchsorted(users, val.user), len(users) - 1)
-        val = val.take(users[at] == val.user)
+        val = held_out(val, users)
         if not len(val):
             return 1.0
-        val = val.for_users(np.searchsorted(users, val.user))
         x = self.world.differences(val) * self.scale_
         best = (float("inf"), 1.0)
         deviation: Float64 | None = None

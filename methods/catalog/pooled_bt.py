@@ -29,7 +29,9 @@ class PooledBT(LinearMethod):
         shared_parameters="d",
         per_user_parameters="0",
         cold_start="itself",
-        deviations="ridge penalty on standardised differences, its strength chosen on macro validation NLL",
+        deviations=(
+            "ridge penalty on standardised differences, its strength chosen on macro validation NLL (not accuracy)"
+        ),
     )
 
     def __init__(self, *, ridge: float | None = None) -> None:

@@ -154,3 +154,35 @@ class OneSided(Zero):
 
     def margins(self, states, queries):
         return np.ones(len(queries), np.float32)
+
+
+class KillsTheServer(Zero):
+    """Ends the process that started it, on which its neighbours depend."""
+
+    spec = spec("kills-the-server")
+
+    def fit(self, train, val, world, budget):
+        time.sleep(0.3)
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(5)
+
+
+class Slow(Zero):
+    """Takes a second."""
+
+    spec = spec("slow")
+
+    def fit(self, train, val, world, budget):
+        super().fit(train, val, world, budget)
+        time.sleep(1)
+
+
+class Detaches(Zero):
+    """Leaves a child in a session of its own, and hangs."""
+
+    spec = spec("detaches")
+
+    def fit(self, train, val, world, budget):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        print(f"child {child.pid}", file=sys.stderr, flush=True)
+        time.sleep(60)

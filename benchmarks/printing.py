@@ -1,0 +1,47 @@
+"""How the command line prints: plain JSON values, and tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+
+def printable(text: str) -> str:
+    r"""Return text without control characters, which a terminal would obey.
+
+    >>> printable("\x1b[31mred")
+    ' [31mred'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def plain(value: Any) -> Any:
+    """Return a record as plain JSON values: dataclasses and models to dicts, sets to sorted lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    print(json.dumps(plain(value), indent=1, sort_keys=True))
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table that fits the terminal; text of methods and files is shown, never obeyed."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)

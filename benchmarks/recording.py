@@ -1,0 +1,140 @@
+"""From an outcome to its records: what a finished cell leaves in the results folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import Cell, Task, record_key
+from benchmarks.executor import Outcome
+from benchmarks.meters import environment, source
+from benchmarks.payloads import columns_of, rows_of
+from datasets_registry.protocol import PROTOCOL
+from datasets_registry.splits import mean_units
+from leaderboard.records import (
+    Cost,
+    Counts,
+    DatasetPart,
+    Margins,
+    MethodPart,
+    RunRecord,
+    SplitPart,
+    canonical_sha256,
+)
+from leaderboard.store import ResultsFolder
+
+
+class StandingRecords:
+    """The records that stand in a folder by what they measured, so that a newer one takes the place of an older.
+
+    The older one of the same cell (its code, or a version, was another) is moved to `superseded/`, never deleted.
+    """
+
+    def __init__(self, folder: ResultsFolder) -> None:
+        self._folder = folder
+        self._paths: dict[str, set[Path]] = {}
+        for path in folder.record_files():
+            try:
+                told = json.loads(path.read_bytes())
+                self._paths.setdefault(_measured(told), set()).add(path)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # not a whole record: scoring names it
+
+    def supersede(self, record: RunRecord) -> None:
+        """Move aside every other record of what this one measured."""
+        path = self._folder.record_path(record.dataset.name, record.method.name, record.key)
+        place = _measured(record.model_dump(mode="json"))
+        for older in self._paths.get(place, set()) - {path}:
+            aside = self._folder.root / "superseded" / older.relative_to(self._folder.root)
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            older.replace(aside)
+        self._paths[place] = {path}
+
+
+def _measured(told: dict[str, Any]) -> str:
+    """Return what a record measured, whatever code measured it: method and options, dataset, split, budget, seed."""
+    method, split = told["method"], told["split"]
+    budget = [split[k] for k in ("fold", "draw", "regime", "n_train", "n_support", "n_users", "imbalance")]
+    who = [method[k] for k in ("name", "dist", "config_sha256")]
+    data = [told["dataset"][k] for k in ("name", "encoder")]
+    return canonical_sha256([*who, *data, *budget, told["seed"], told["control"]])
+
+
+def write_cell(folder: ResultsFolder, cell: Cell, outcome: Outcome) -> list[RunRecord]:
+    """Write and return the records of a cell, margins first, so that no record points to a file that is not there."""
+    fit_key = cell.fit_key
+    records: list[RunRecord] = []
+    validation = None
+    if outcome.answer is not None and "validation/margin" in outcome.answer.arrays:
+        rows = cell.split.validation(cell.n_users, cell.n_train)
+        name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, fit_key)
+        validation = folder.write_margins(name, columns_of(outcome.answer, "validation", cell, rows))
+    for task in cell.tasks:
+        key = record_key(fit_key, task)
+        margins = None
+        rows = rows_of(cell, task)
+        if outcome.answer is not None:
+            columns = columns_of(outcome.answer, task.title, cell, rows)
+            name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, key)
+            ref = folder.write_margins(name, columns)
+            control = {c: c for c in columns if c not in ("row", "margin")}
+            margins = Margins(path=ref.path, sha256=ref.sha256, control=control, validation=validation)
+        records.append(_record(cell, task, key, fit_key, outcome, margins))
+        folder.write_record(records[-1])
+    return records
+
+
+def _record(
+    cell: Cell, task: Task, key: str, fit_key: str, outcome: Outcome, margins: Margins | None
+) -> RunRecord:
+    data, spec, split = cell.prepared.data, cell.method.cls.spec, cell.split
+    rows = rows_of(cell, task)
+    said = data.comparisons.take(rows)
+    units = len({*zip(said.user.tolist(), said.unit.tolist(), strict=True)})
+    train = split.train(cell.n_train, cell.n_users, cell.imbalance)
+    trained = split.seen if cell.n_users == "all" else split.seen[: cell.n_users]
+    support = None if task.n_support is None else mean_units(data, split.support(task.n_support), split.unseen)
+    return RunRecord(
+        protocol=PROTOCOL,
+        key=key,
+        fit_key=fit_key,
+        method=MethodPart(
+            name=spec.name,
+            dist=cell.method.dist,
+            version=cell.method.version,
+            level=spec.level,
+            role=spec.role,
+            config=cell.method.config,
+            config_sha256=canonical_sha256(cell.method.config),
+        ),
+        dataset=DatasetPart(
+            name=data.id,
+            sha256=cell.prepared.digest,
+            encoder=cell.prepared.plan.encoder,
+            licence=data.card.licence,
+        ),
+        split=SplitPart(
+            fold=split.fold,
+            draw=split.draw,
+            regime=task.regime,
+            n_train=cell.n_train,
+            n_support=task.n_support,
+            n_users=len(trained),
+            imbalance="zipf" if cell.imbalance else None,
+            n_train_mean=round(mean_units(data, train, trained), 6),
+            n_support_mean=None if support is None else round(support, 6),
+            sha256=split.digest,
+        ),
+        seed=cell.repetition.seed,
+        control="user_shuffle" if cell.control else None,
+        status=outcome.status,
+        reason=outcome.reason,
+        counts=Counts(users=len(set(said.user.tolist())), units=units, comparisons=len(rows)),
+        margins=margins,
+        cost=Cost.model_validate(outcome.answer.cost) if outcome.answer else Cost(),
+        environment=environment(),
+        source=source(),
+    )
+
+
