@@ -93,11 +93,6 @@ class Cell:
         )
 
 
-def record_key(fit_key: str, task: Task) -> str:
-    """Return the key of one measurement of a fit."""
-    return canonical_sha256({"fit": fit_key, "regime": task.regime, "n_support": task.n_support})
-
-
 def plan_cells(suite: Suite, ready: Prepared, methods: list[MethodEntry]) -> Iterator[Cell]:
     """Yield every cell of one dataset of a suite; raises DataError when the dataset cannot be split."""
     for seed in range(suite.seeds):

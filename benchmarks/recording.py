@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Cell, Task, record_key
+from benchmarks.cells import Cell, Task
 from benchmarks.executor import Outcome
 from benchmarks.meters import environment, source
 from benchmarks.payloads import columns_of, rows_of
@@ -21,6 +21,7 @@ from leaderboard.records import (
     RunRecord,
     SplitPart,
     canonical_sha256,
+    record_key,
 )
 from leaderboard.store import ResultsFolder
 
@@ -71,7 +72,7 @@ def write_cell(folder: ResultsFolder, cell: Cell, outcome: Outcome) -> list[RunR
         name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, fit_key)
         validation = folder.write_margins(name, columns_of(outcome.answer, "validation", cell, rows))
     for task in cell.tasks:
-        key = record_key(fit_key, task)
+        key = record_key(fit_key, task.regime, task.n_support)
         margins = None
         rows = rows_of(cell, task)
         if outcome.answer is not None:
@@ -107,6 +108,7 @@ def _record(
             role=spec.role,
             config=cell.method.config,
             config_sha256=canonical_sha256(cell.method.config),
+            source_sha256=cell.method.source_sha256 or None,
         ),
         dataset=DatasetPart(
             name=data.id,

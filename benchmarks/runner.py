@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.cells import Cell, Prepared, method_entries, plan_cells, record_key
+from benchmarks.cells import Cell, Prepared, method_entries, plan_cells
 from benchmarks.executor import Limits, LocalExecutor, Outcome
 from benchmarks.meters import source
 from benchmarks.payloads import build_payload
@@ -22,6 +22,7 @@ from benchmarks.recording import StandingRecords, write_cell
 from benchmarks.suites import DatasetPlan, Suite
 from datasets_registry.errors import DataError, HetprefError, RequestError
 from datasets_registry.protocol import PROTOCOL
+from leaderboard.records import record_key
 from leaderboard.store import ResultsFolder, read_record, write_atomically
 
 
@@ -199,7 +200,8 @@ def _standing(folder: ResultsFolder, cell: Cell) -> str | None:
     fit_key = cell.fit_key
     status = "ok"
     for task in cell.tasks:
-        path = folder.record_path(cell.prepared.data.id, cell.method.cls.spec.name, record_key(fit_key, task))
+        key = record_key(fit_key, task.regime, task.n_support)
+        path = folder.record_path(cell.prepared.data.id, cell.method.cls.spec.name, key)
         if not path.exists():
             return None
         try:

@@ -32,6 +32,7 @@ _DROPPED_LAST = ("", "rank", "gain")
 _LEAST_NAME, _MOST_NAME = 12, 48
 _GAP = 2
 TERMINAL_WIDTH = 176
+_MOST_LINES = 50
 READING = """Accuracy is the mean over people of the mean over their units (a person and a prompt); brackets are 95 %
 intervals of a bootstrap over seeds, people and units. Gain is the paired difference to pooled Bradley-Terry on the same
 features. Methods of one tier cannot be told apart after Holm's correction: read the tier first, then the rank, whose
@@ -54,7 +55,7 @@ def markdown(board: Leaderboard) -> str:
         parts += [f"## {dataset}, {regime} people", "", _caption(rows[0], encoder), "", *_table(rows, budget), ""]
         curves = [c for c in board.curves if (c.dataset, c.encoder, c.regime) == (dataset, encoder, regime)]
         parts += _curve_table(curves, rows[0])
-    parts += _cost_section(board) + _flags(board)
+    parts += _cost_section(board) + _flags(board, escaped)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -100,7 +101,7 @@ def text(board: Leaderboard, width: int | None = None) -> str:
         console.print(table)
         console.print()
     told = [line.rstrip() for line in out.getvalue().splitlines()]
-    told += [printable(line).replace("`", "") for line in _flags(board) if line and not line.startswith("#")]
+    told += [line for line in _flags(board, printable) if line and not line.startswith("#")]
     return "\n".join(told)
 
 
@@ -332,21 +333,17 @@ def clipped(reason: str, most: int = 160) -> str:
     return one_line if len(one_line) <= most else one_line[: most - 1].rstrip() + "…"
 
 
-def _bullets(lines: Sequence[str], most: int = 50) -> list[str]:
-    more = [f"- and {len(lines) - most} more"] if len(lines) > most else []
-    return [*(f"- {escaped(line)}" for line in lines[:most]), *more, ""]
-
-
-def _flags(board: Leaderboard) -> list[str]:
+def _flags(board: Leaderboard, form: Callable[[str], str]) -> list[str]:
     out: list[str] = []
-    if board.failures:
-        out += ["## Failed cells", "", *_bullets(failure_lines(board.failures))]
-    if board.skipped:
-        out += ["## Left out", "", *_bullets(skipped_lines(board.skipped))]
+    for title, lines in (("Failed cells", failure_lines(board.failures)), ("Left out", skipped_lines(board.skipped))):
+        if lines:
+            out += [f"## {title}", "", *(f"- {form(line)}" for line in lines[:_MOST_LINES])]
+            out += [f"- and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+            out.append("")
     if any(row.badge == "reported" and row.role == "method" and not row.rank for row in board.rows if not row.imputed):
         out += [
             "## Not ranked",
             "",
-            "Rows marked `reported` were measured on a tree with uncommitted changes: commit and run again.",
+            "Rows marked reported were measured on a tree with uncommitted changes: commit and run again.",
         ]
     return out

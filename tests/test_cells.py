@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import code_digest
-from benchmarks.cells import MethodEntry, plan_cells, record_key
+from benchmarks.cells import MethodEntry, plan_cells
 from benchmarks.code_digest import source_sha256
 from benchmarks.runner import prepare
 from benchmarks.suites import DatasetPlan, MethodPlan, Suite
+from leaderboard.records import record_key
 from methods.registry import find
 
 
@@ -27,7 +28,7 @@ def cells():
 
 
 def test_keys_are_distinct_and_repeatable(cells):
-    keys = [record_key(c.fit_key, t) for c in cells for t in c.tasks]
+    keys = [record_key(c.fit_key, t.regime, t.n_support) for c in cells for t in c.tasks]
     assert len(set(keys)) == len(keys) == 2 * 2 * 2 * 3
     assert [c.fit_key for c in cells] == [c.fit_key for c in cells]
 

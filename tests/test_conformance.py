@@ -29,6 +29,12 @@ class Positional(PerUserBT):
         super().__init__(shrinkage=shrinkage)
 
 
+class Unwritable(PerUserBT):
+    def __init__(self, *, shrinkage=None, kernel=abs):
+        super().__init__(shrinkage=shrinkage)
+        self.kernel = kernel
+
+
 class Double(PerUserBT):
     def margins(self, states, queries):
         return super().margins(states, queries).astype(np.float64)
@@ -114,6 +120,7 @@ class Opinionated(PooledBT):
     [
         (Shouting, "the constructor stores hyper-parameters untouched"),
         (Positional, "the constructor stores hyper-parameters untouched"),
+        (Unwritable, "the constructor stores hyper-parameters untouched"),
         (Double, "margins are float32, one per query, finite"),
         (FirstWins, "margins are antisymmetric in first and second"),
         (OtherRewards, "rewards agree with margins"),
@@ -134,6 +141,19 @@ def test_a_broken_method_is_found(broken, name):
     result = _of(check(broken), name)
     assert result.status == "failed"
     assert result.why
+
+
+def test_a_hyperparameter_that_is_no_json_is_named():
+    result = _of(check(Unwritable), "the constructor stores hyper-parameters untouched")
+    assert "kernel=<built-in function abs> of the method 'per-user-bt' cannot be written as JSON" in result.why
+
+
+@pytest.mark.parametrize("name", ["A", "a_b", "a" * 65])
+def test_a_name_that_cannot_be_a_folder_is_found(name):
+    class Named(PooledBT):
+        spec = replace(PooledBT.spec, name=name)
+
+    assert "is no name for a method" in _of(check(Named), "the spec is filled in").why
 
 
 def test_a_declared_failure_is_expected_and_its_reason_shown():

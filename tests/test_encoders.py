@@ -1,6 +1,8 @@
 """Encoders and the features cache: closed forms, one reading per distinct text, damaged files made anew."""
 
 import json
+import re
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -166,6 +168,25 @@ def test_a_killed_write_leaves_no_half_file(counting, empty_home, monkeypatch):
     assert not [p for p in empty_home.rglob("*") if p.is_file()]
 
 
+def test_a_full_disk_is_told_and_leaves_no_half_file(empty_home):
+    pytest.importorskip("resource")
+    code = (
+        "import resource\n"
+        "from datasets_registry import load\n"
+        "from datasets_registry.errors import DataError\n"
+        "from datasets_registry.features import features\n"
+        "data = load('planted@1+d=6+rank=2+units=30+users=40')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+        "try:\n"
+        "    features(data)\n"
+        "except DataError as why:\n"
+        "    print(why)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"cannot write \S+\.npy \(.+\); set HETPREF_HOME to .*, with space\n", done.stdout)
+    assert not [p for p in empty_home.rglob("*") if p.is_file()]
+
+
 def test_facts_tell_what_was_encoded(empty_home):
     facts = features_facts(made())
     assert facts["dataset"] == "made@1"
@@ -188,8 +209,6 @@ def test_missing_transformers_says_what_to_install(monkeypatch):
 
 
 def test_importing_encoders_does_not_import_torch_or_transformers():
-    import subprocess
-
     code = "import sys, datasets_registry.features as f; print({'torch', 'transformers', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

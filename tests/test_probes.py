@@ -218,6 +218,15 @@ def test_ties_alone_cannot_be_probed():
         probe(ties)
 
 
+def test_data_that_break_the_probe_are_refused_by_name(empty_home):
+    data = made()
+    attributes = np.full((len(data.items), 1), np.nan)
+    broken = replace(data, items=replace(data.items, attributes=attributes, attribute_names=("x",)))
+    with pytest.raises(DataError, match=r"^made@1 cannot be probed for leaks \(ValueError: .*NaN.*loader gives$"):
+        checked_probe(broken)
+    assert not list(empty_home.rglob("*.json"))
+
+
 @pytest.mark.parametrize("name", ["electricity@1", "train@1", "swissmetro@1", "movielens100k@1", "planted@1"])
 def test_built_in_datasets_pass(name):
     assert checked_probe(load(name)).refusals == ()

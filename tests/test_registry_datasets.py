@@ -19,6 +19,7 @@ from datasets_registry.errors import DataError, HetprefError, RequestError
 from datasets_registry.orientation import oriented
 from datasets_registry.records import Card, PreferenceData
 from datasets_registry.registry import Pieces, built_in, dataset
+from datasets_registry.splits import check_manifest, split
 
 CARD = Card(
     name="mine@1", title="t", population="p", licence="CC0", consent="c", source="s", revision="1", sha256="",
@@ -35,7 +36,7 @@ CARD = Card(name={name!r}, title="t", population="p", licence="CC0", consent="c"
 
 @dataset(CARD)
 def load(*, flavour: str = "plain") -> Pieces:
-    comparisons = Comparisons.of(user=[0, 0, 2], unit=[0, 1, 1], first=[0, 1, 3], second=[1, 2, 4], label={label})
+    comparisons = Comparisons.of(user=[0, 1, 2], unit=[0, 1, 1], first=[0, 1, 3], second=[1, 2, 4], label={label})
     return Pieces(Users(("a", "b", "c")), Items(("",) * 5, {response}), comparisons,
                   np.array([0, 1, 2], np.int32), ("x", "y", "unused"))
 '''
@@ -167,6 +168,11 @@ def plugin(name: str = "colours@1", label: object = (1, 0.5, 0), response: objec
     return PLUGIN.format(name=name, label=label, response=response)
 
 
+def with_attributes(values: str) -> str:
+    made = f"{RESPONSES!r}, np.array({values})[:, None], ('shade',)"
+    return plugin().replace(f"{RESPONSES!r}", made)
+
+
 def row_of(name: str) -> str | None:
     return next(row for row in cards() if row.name == name and row.dist != "hetpref").unavailable
 
@@ -205,6 +211,28 @@ def test_a_broken_plugin_is_a_row_and_never_a_crash(install: Install, source: st
     assert load("electricity").id == "electricity@1"
 
 
+def test_what_a_plugin_prints_goes_to_stderr(install: Install, capsys: pytest.CaptureFixture[str]):
+    source = plugin().replace("    comparisons = ", "    print('loaded')\n    comparisons = ")
+    install("colours", "print('imported')\n" + source)
+    assert row_of("colours@1") is None
+    load("colours")
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "imported\n" in told.err
+    assert "loaded\n" in told.err
+
+
+@pytest.mark.parametrize("damaged", [[1], {}, None, "text", 3])
+def test_a_manifest_that_is_no_object_is_to_be_deleted(damaged: object, planted: PreferenceData):
+    with pytest.raises(DataError, match=r"the manifest of planted@1\S* fold 0 draw 0 is damaged.*delete the file"):
+        check_manifest(damaged, split(planted))
+
+
+@pytest.mark.parametrize("name", list(built_in()))
+def test_built_in_loaders_list_only_people_who_said_something(name: str, load_mirrored: Callable[..., PreferenceData]):
+    assert len(load_mirrored(name).users)
+
+
 def test_a_plugin_cannot_shadow_a_built_in(install: Install):
     install("electricity", plugin(name="electricity@9"))
     assert "cannot be shadowed" in (row_of("electricity") or "")
@@ -222,6 +250,11 @@ def test_a_plugin_cannot_shadow_a_built_in(install: Install):
         (plugin(response=("red", "red", "red", "", "x")), "no comparisons left after cleaning"),
         (plugin().replace('("a", "b", "c")', '("a", "a", "c")'), "'a' occurs twice"),
         (plugin().replace('("a", "b", "c")', '("a", "b")'), "that it does not list"),
+        (plugin().replace("user=[0, 1, 2]", "user=[0, 0, 2]"), "colours@1: user 'b' has no comparisons"),
+        (with_attributes("[1, 2, np.nan, 4, 5]"), "colours@1: attribute 'shade' of item 2 is nan"),
+        (with_attributes("[1, 2, 3, np.inf, 5]"), "attribute 'shade' of item 3 is inf"),
+        (with_attributes("list('abcde')"), "attributes are <U1; they must be numbers"),
+        (plugin().replace("np.array([0, 1, 2], np.int32)", "[0, 1, 2]"), "parts that do not fit together.*TypeError"),
         (plugin().replace("return Pieces", "return 1 / 0, Pieces"), "ZeroDivisionError"),
         (plugin().replace("return Pieces", "return 1, Pieces"), r"returned tuple; it must return registry\.Pieces"),
     ],

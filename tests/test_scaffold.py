@@ -62,9 +62,39 @@ def test_what_is_scaffolded_is_clean(checkout):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", ["My", "-a", "a_b", "", "a b", "../a", "a.py"])
+@pytest.mark.parametrize(
+    ("name", "module", "cls"),
+    [
+        ("import", "method_import", "Import"),
+        ("class", "method_class", "Class"),
+        ("2fast", "method_2fast", "Method2fast"),
+        ("con", "method_con", "Con"),
+        ("lpt1", "method_lpt1", "Lpt1"),
+        ("none", "none", "MethodNone"),
+        ("pairs", "pairs", "MethodPairs"),
+        ("linear-method", "linear_method", "MethodLinearMethod"),
+    ],
+)
+def test_a_name_that_no_module_can_have_gets_another_module(checkout, registry, name, module, cls):
+    method, test = scaffold(name, checkout)
+    assert (method.name, test.name) == (f"{module}.py", f"test_{module}.py")
+    made = getattr(_module(method), cls)
+    assert registry.find(name) is made
+    assert {r.status for r in check(made)} <= {"passed", "skipped"}
+    package = scaffold(name, checkout, plugin=True)[1]
+    assert package.stem.isidentifier()
+    assert getattr(_module(package), cls).spec.name == name
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match=r"cannot write .* \(.+\); choose a folder"):
+        scaffold("my-method", tmp_path / "file", plugin=True)
+
+
+@pytest.mark.parametrize("name", ["a" * 65, "My", "-a", "a_b", "", "a b", "../a", "a.py"])
 def test_bad_names_are_refused(checkout, name):
-    with pytest.raises(RequestError, match="allowed are small letters"):
+    with pytest.raises(RequestError, match="allowed are 1 to 64 small letters"):
         scaffold(name, checkout)
     assert list((checkout / "methods" / "catalog").iterdir()) == []
 
@@ -78,5 +108,5 @@ def test_taken_names_existing_files_and_other_folders_are_refused(checkout, tmp_
         scaffold("my-method", checkout)
     assert (checkout / "tests" / "test_my_method.py").read_text() == "mine"
     assert not (checkout / "methods" / "catalog" / "my_method.py").exists()
-    with pytest.raises(RequestError, match="not a checkout"):
+    with pytest.raises(RequestError, match="not a checkout.*with --plugin"):
         scaffold("my-method", tmp_path / "elsewhere")

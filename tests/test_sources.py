@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from datasets_registry import sources
+from datasets_registry import load, sources
 from datasets_registry.errors import DataError
+from datasets_registry.features import features_path
+from datasets_registry.probes import checked_probe
 from datasets_registry.sources import UnreachableError, mirror_file, wheel_file, wheel_path
 
 REPOSITORY, COMMIT = "someone/survey", "0" * 40
@@ -120,6 +123,24 @@ def test_a_cache_folder_that_cannot_be_made_names_the_variable(tmp_path, monkeyp
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HETPREF_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(DataError, match="set HETPREF_HOME"):
+        wheel_path("tiny-survey", "1.0", "0" * 64)
+
+
+@pytest.mark.parametrize("home", ["/proc/nope", "file", "file/home"])
+def test_every_writer_names_the_folder_the_reason_and_the_variable(home, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    told = rf"cannot write {re.escape(str(tmp_path / home))}/\S* \(.+\); set HETPREF_HOME to a folder you can write to"
+    monkeypatch.setenv("HETPREF_HOME", str(tmp_path / home))
+    data = load("planted@1+d=6+rank=2+units=30+users=40")
+    for write in (features_path, checked_probe, lambda _: wheel_path("tiny-survey", "1.0", "0" * 64)):
+        with pytest.raises(DataError, match=told):
+            write(data)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told(empty_home):
+    # A folder in the place of the lock file stops even a privileged user, whom permissions do not.
+    (empty_home / "wheels" / ".tiny_survey-1.0.lock").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"cannot write \S+\.lock \(Is a directory\); set HETPREF_HOME"):
         wheel_path("tiny-survey", "1.0", "0" * 64)
 
 

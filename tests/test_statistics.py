@@ -140,7 +140,7 @@ def test_influences_are_the_derivative_of_the_estimate_by_the_weight_of_a_person
     by_person = crossing.people(crossing.influence(sample))[:, 0]
 
     def estimate(weight):
-        means = [each[:, 0] for each in sample.people()]
+        means = [each[:, 0] for each in sample.people]
         return np.mean([np.average(m, weights=weight[u.present]) for m, u in zip(means, units, strict=True)])
 
     step = 1e-6

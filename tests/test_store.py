@@ -1,4 +1,4 @@
-"""Margins files hold one row number and numbers, all of one type and none missing; anything else is said, not crashed on."""
+"""Margins files hold row numbers and margins, none missing; anything else is said with the file and the column."""
 
 import hashlib
 import io

@@ -103,9 +103,8 @@ class ClusteredBT(LinearMethod):
             found = self._climbed(pairs, average, best, k, budget.seed)
             used, member = np.unique(found.member, return_inverse=True)
             found = _Clusters(found.theta[used], member)  # clusters that nobody is left in are dropped
-            if len(used) <= len(best.theta) or score(found) >= best_score:
-                break
-            best, best_score = found, score(found)
+            if score(found) < best_score:
+                best, best_score = found, score(found)
         return best
 
     def _climbed(self, pairs: Pairs, average: Float64, fewer: _Clusters, k: int, seed: int) -> _Clusters:
