@@ -19,6 +19,8 @@ from datasets_registry.errors import MethodError
 from datasets_registry.records import Comparisons, Float32, Int32, Items, Truth
 from methods.interface import Array, Budget, Histories, Method, UserState, World
 
+_SWAPPED_SAMPLE = 64
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
@@ -137,9 +139,19 @@ def _positioned(queries: Comparisons, users: Int32) -> Comparisons:
 
 def _margins(method: Method, states: list[UserState], queries: Comparisons, title: str) -> Float32:
     margins = _checked(method.margins(states, queries), len(queries), title)
-    if method.spec.scoring == "pairwise":
+    if method.spec.scoring == "pairwise" or not _antisymmetric(method, states, queries, margins, title):
         margins = (margins - _checked(method.margins(states, queries.swapped()), len(queries), title)) / 2
     return margins.astype(np.float32)
+
+
+def _antisymmetric(
+    method: Method, states: list[UserState], queries: Comparisons, margins: Float32, title: str
+) -> bool:
+    """Return whether a few swapped queries have negated margins: a preference for a position is none for an item."""
+    few = queries.take(slice(0, _SWAPPED_SAMPLE))
+    swapped = _checked(method.margins(states, few.swapped()), len(few), title)
+    allowed = 1e-3 * float(np.abs(margins).max(initial=0.0))
+    return bool((np.abs(swapped + margins[:_SWAPPED_SAMPLE]) <= allowed).all())
 
 
 def _checked(margins: Any, n: int, title: str) -> Float32:

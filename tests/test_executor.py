@@ -114,8 +114,9 @@ def test_a_cell_whose_neighbour_took_the_fork_server_down_is_run_again(hostile):
     assert got["Zero"].status == "ok"
 
 
-def test_a_pairwise_judge_is_averaged_over_both_orders(executor, hostile):
-    assert outcomes(executor, hostile.OneSided)["OneSided"].answer.arrays["seen/margin"].tolist() == [0, 0, 0, 0]
+@pytest.mark.parametrize("name", ["OneSided", "AlwaysFirst"])
+def test_a_preference_for_a_position_is_averaged_away(executor, hostile, name):
+    assert outcomes(executor, getattr(hostile, name))[name].answer.arrays["seen/margin"].tolist() == [0, 0, 0, 0]
 
 
 def test_costs_are_measured(executor, hostile):

@@ -78,7 +78,7 @@ def test_a_bad_constructor_is_a_method_error_that_names_the_method(install, argu
 
 
 def test_an_option_that_is_no_json_is_refused():
-    with pytest.raises(MethodError, match="ridge=<object .* of the method 'pooled-bt' cannot be written as JSON"):
+    with pytest.raises(MethodError, match=r"ridge=<object .* of the method 'pooled-bt' cannot be written as JSON"):
         create("pooled-bt", ridge=object())
 
 

@@ -76,12 +76,12 @@ def test_what_is_scaffolded_is_clean(checkout):
     ],
 )
 def test_a_name_that_no_module_can_have_gets_another_module(checkout, registry, name, module, cls):
+    package = scaffold(name, checkout, plugin=True)[1]
     method, test = scaffold(name, checkout)
     assert (method.name, test.name) == (f"{module}.py", f"test_{module}.py")
     made = getattr(_module(method), cls)
     assert registry.find(name) is made
     assert {r.status for r in check(made)} <= {"passed", "skipped"}
-    package = scaffold(name, checkout, plugin=True)[1]
     assert package.stem.isidentifier()
     assert getattr(_module(package), cls).spec.name == name
 
@@ -108,5 +108,5 @@ def test_taken_names_existing_files_and_other_folders_are_refused(checkout, tmp_
         scaffold("my-method", checkout)
     assert (checkout / "tests" / "test_my_method.py").read_text() == "mine"
     assert not (checkout / "methods" / "catalog" / "my_method.py").exists()
-    with pytest.raises(RequestError, match="not a checkout.*with --plugin"):
+    with pytest.raises(RequestError, match=r"not a checkout.*with --plugin"):
         scaffold("my-method", tmp_path / "elsewhere")

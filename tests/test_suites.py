@@ -115,8 +115,7 @@ def test_two_configs_of_a_method_and_two_options_of_a_dataset_are_allowed(tmp_pa
 
 def test_a_dataset_that_cannot_be_had_is_left_to_the_run(tmp_path):
     path = tmp_path / "mine.toml"
-    unknown = '[[datasets]]\nname = "nothing@1"\nencoder = "tabular@1"\n[[datasets]]\nname = "nothing@2"\nencoder = "e"\n'
-    path.write_text(GOOD + unknown)
+    path.write_text(GOOD + "".join(f'[[datasets]]\nname = "nothing@{n}"\nencoder = "tabular@1"\n' for n in (1, 2)))
     assert [d.name for d in load_suite(str(path)).datasets] == ["electricity@1", "nothing@1", "nothing@2"]
 
 

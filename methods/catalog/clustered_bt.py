@@ -3,7 +3,7 @@
     r_u(x) = <theta_{c(u)}, phi(x)>,   theta [K, d] shared,   c(u) = argmax_k log P(comparisons of u | theta_k)
 
 Hard EM: assign each person to the likeliest cluster, refit each cluster on its people, until nobody moves. Numbers of
-clusters are tried in rising order, each started by halving the clusters of the one before.
+clusters are tried in rising order, each started by dividing the clusters of the best smaller one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ClusteredBT(LinearMethod):
         deviations=(
             "linear reward on frozen features; a ridge penalty that draws each cluster to the pooled weights; "
             "restarts, because hard EM finds local optima; K is chosen among 1 (which is pooled-bt), 2, 4 and 8 by "
-            "macro validation NLL (not accuracy) at the best of six temperatures, each K started from the one before"
+            "macro validation NLL (not accuracy) at the best of six temperatures, each started from the best smaller K"
         ),
         version="2",
     )
@@ -92,7 +92,7 @@ class ClusteredBT(LinearMethod):
     def _chosen(
         self, pairs: Pairs, average: Float64, single: _Clusters, val: Comparisons, budget: Budget
     ) -> _Clusters:
-        """Return the clusters with the smallest macro validation NLL, K rising until one K is worse."""
+        """Return the clusters with the smallest macro validation NLL, every K started from the best smaller one."""
         x = self.world.differences(val) * self.scale_
 
         def score(found: _Clusters) -> float:
