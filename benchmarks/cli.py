@@ -352,7 +352,8 @@ def _narrowed(
             if plan is None:
                 name = canonical_id(given)
                 plan = plans.get(name) or DatasetPlan(name, find_dataset(given).card.encoder)
-            chosen.append(plan)
+            if plan not in chosen:
+                chosen.append(plan)
         changes["datasets"] = tuple(chosen)
     if seeds is not None:
         changes["seeds"] = seeds

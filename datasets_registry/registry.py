@@ -253,10 +253,8 @@ def _checked(entry: Dataset, identity: str, pieces: Pieces) -> PreferenceData:
     except DataError as why:
         raise DataError(f"{identity}: {why}") from why
     said = np.bincount(pieces.comparisons.user, minlength=len(pieces.users))
-    # A person whose comparisons are all dropped below is dropped with them; one who never had any is a plug-in's slip.
-    # Built-in loaders are reviewed, and one lists everybody who voted, with or without a pair to compare.
-    ours = built_in().get(entry.card.name) is entry
-    if not ours and len(said) == len(pieces.users) and len(said) and said.min() == 0:
+    # A person whose comparisons are all dropped below is dropped with them; one who never had any is a loader's slip.
+    if len(said) == len(pieces.users) and len(said) and said.min() == 0:
         raise DataError(
             f"{identity}: user {pieces.users.ids[int(said.argmin())]!r} has no comparisons; the loader must leave "
             "such people out"

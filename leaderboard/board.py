@@ -104,7 +104,7 @@ def build_board(
         given = ", ".join(str(f) for f in folders)
         raise RequestError(f"there are no records in {given}: expected records/<dataset>/<method>/<key>.json")
     labelled = labeller([each.entrant for each in gathered.located])
-    shown = headlines([e.setting for e in gathered.located if e.record.status != "skipped"])
+    shown = headlines([e.setting for e in gathered.located])
     scored = Scored()
     for panel in panels(gathered, labels):
         part = score(panel, labelled, shown, rank_dirty=rank_dirty)

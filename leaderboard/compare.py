@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from datasets_registry.protocol import Count
 from leaderboard.board import labeller
 from leaderboard.labels import Labels, Reals
 from leaderboard.metrics import estimated
-from leaderboard.panel import POOLED, Setting
+from leaderboard.panel import POOLED, Panel, Setting
 from leaderboard.ranking import headlines
 from leaderboard.rows import rounded
 from leaderboard.scoring import gather, panels
@@ -41,10 +42,13 @@ class Difference:
 def compare(first: str, second: str, results: Path, labels: Labels | None = None) -> list[Difference]:
     """Compare two entrants by label (their name, unless it has several configurations) on the same people and units.
 
-    The overall rows are means over the headline settings of all datasets that have both. Raises RequestError when a
-    label is not there, or when there is no setting in which both were measured.
+    The overall rows are means over the headline settings of all datasets that have both. What was left out is said on
+    stderr. Raises RequestError when a label is not there, when both are one, or when there is no setting in which both
+    were measured.
     """
     labels = labels or Labels()
+    if first == second:
+        raise RequestError(f"{first} is compared with itself; name two methods, such as {first} and {POOLED}")
     if not results.is_dir():
         raise RequestError(
             f"results folder {str(results)!r} does not exist. Make one: hetpref run quick --out {results}"
@@ -67,11 +71,15 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
         for k, column in enumerate(panel.columns):
             at[column.setting][labelled(column.entrant)] = k
         for setting, columns in at.items():
-            if first not in columns or second not in columns:
+            if not {first, second} & set(columns):
+                continue
+            if why := _incomparable(panel, columns, first, second):
+                print(f"hetpref compare: left out {_title(setting)}: {why}", file=sys.stderr)
                 continue
             a, b = columns[first], columns[second]
-            if not panel.given[:, a].any() or (panel.given[:, a] != panel.given[:, b]).any():
-                continue
+            if imputed := int(panel.imputed[:, [a, b]].sum()):
+                said = f"{imputed} cells failed or are damaged and count as pooled Bradley-Terry"
+                print(f"hetpref compare: {_title(setting)}: {said}", file=sys.stderr)
             apart = own[[a]] - own[[b]], drawn[[a]] - drawn[[b]], influence[:, [a]] - influence[:, [b]]
             difference = estimated(panel, *apart)
             value, draws = float(difference.value[0]), difference.widened(0)
@@ -87,6 +95,22 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
         least = min(s for _, _, s in told)
         out.append(_difference(None, "seen" if regime == "seen" else "unseen", value, mean, least))
     return out
+
+
+def _incomparable(panel: Panel, columns: dict[str, int], first: str, second: str) -> str | None:
+    """Return why two entrants cannot be compared in a setting, None when they can."""
+    seeds: dict[str, list[int]] = {}
+    for name in (first, second):
+        there = panel.given[:, columns[name]].tolist() if name in columns else [False] * len(panel.blocks)
+        seeds[name] = [block.seed for block, given in zip(panel.blocks, there, strict=True) if given]
+    if seeds[first] and seeds[first] == seeds[second]:
+        return None
+    return ", ".join(f"{name} has {f'seeds {found}' if found else 'no margins'}" for name, found in seeds.items())
+
+
+def _title(setting: Setting) -> str:
+    support = "" if setting.n_support is None else f", n_support {setting.n_support}"
+    return f"{setting.dataset}, {setting.regime}, n_train {setting.n_train}{support}"
 
 
 def _difference(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,7 @@ class Labels:
         self._digests: dict[str, str] = {}
         self._splits: dict[tuple[str, int, int], Any] = {}
         self._queries: dict[tuple[str, int, int, str, Count, Count], Query] = {}
+        self._units: dict[tuple[str, int, int, Regime], Index] = {}
 
     def data(self, dataset: str) -> PreferenceData:
         """Return a dataset by id; raises HetprefError when the registry cannot give it, or should not.
@@ -152,6 +153,16 @@ class Labels:
         """Return the number of seen people, "all" when it is everybody: folds differ by one person at most."""
         return "all" if n_users >= len(self.split(dataset, fold, draw).seen) else n_users
 
+    def units(self, dataset: str, fold: int, draw: int, regime: Regime) -> Index:
+        """Return how many units the seen people have to train on, or the unseen ones as support, int64 [n_people]."""
+        key = (dataset, fold, draw, regime)
+        if key not in self._units:
+            split, data = self.split(dataset, fold, draw), self.data(dataset)
+            rows, people = (split.train(), split.seen) if regime == "seen" else (split.support("all"), split.unseen)
+            has = np.bincount(Query.of(data, rows).person, minlength=len(data.users))
+            self._units[key] = has[people].astype(np.int64)
+        return self._units[key]
+
     def query(self, dataset: str, fold: int, draw: int, regime: Regime, n_users: Count) -> Query:
         """Return the labelled queries of a regime."""
         key = (dataset, fold, draw, regime, n_users if regime == "seen" else "all", "all")
@@ -167,6 +178,11 @@ class Labels:
             rows = self.split(dataset, fold, draw).validation(n_users, n_train)
             self._queries[key] = Query.of(self.data(dataset), rows)
         return self._queries[key]
+
+
+def affordable(n: Count | None, grid: Sequence[int], units: Callable[[], Index]) -> bool:
+    """Say whether a budget is none, "all", of the protocol's grid, or what at least half of the people have."""
+    return n is None or n == "all" or n in grid or (n > 0 and 2 * int((units() >= n).sum()) >= len(units()))
 
 
 def check_size(dataset: str, defaults: Mapping[str, int | float | str]) -> None:

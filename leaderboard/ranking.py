@@ -17,6 +17,7 @@ from leaderboard.rows import Badge, Curve, CurvePoint, Interval, Overall, RankIn
 from leaderboard.statistics import interval, pairwise, point, rank_bounds, ranks, tiers
 
 MAX_IMPUTED = 0.10
+LEAST_TENTH = 10
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 Labeller = Callable[[Entrant], str]
 
@@ -132,6 +133,8 @@ def _row(
     records = list(column.records.values())
     there = people[~np.isnan(people)]
     quantiles: list[float] = [float(np.quantile(there, q)) for q in _QUANTILES] if len(there) else []
+    if len(there) < 10 * LEAST_TENTH:  # the lowest tenth of few people says who they are, not how people are served
+        cells["worst10"] = Interval()
     told: dict[str, Any] = {**place(column.entrant, column.setting, labelled(column.entrant)), **cells}
     return Row(
         **told,

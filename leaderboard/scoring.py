@@ -20,7 +20,7 @@ from datasets_registry.errors import DataError, HetprefError
 from datasets_registry.protocol import PROTOCOL, Count
 from leaderboard.labels import Labels, Query, Reals
 from leaderboard.panel import POOLED, Block, Column, Entrant, Panel, Setting, built_in
-from leaderboard.records import FileRef, RunRecord, canonical_sha256
+from leaderboard.records import FileRef, RunRecord, canonical_sha256, printable
 from leaderboard.store import ResultsFolder, read_record
 
 Row = tuple[Entrant, Setting]
@@ -50,6 +50,7 @@ class Gathered:
 
     def skip(self, name: str, reason: str) -> None:
         """List something that was left out, and say so on stderr."""
+        name, reason = printable(name), printable(reason)
         self.skipped.append((name, reason))
         print(f"hetpref leaderboard: skipped {name}: {reason}", file=sys.stderr)
 
@@ -71,6 +72,7 @@ def gather(folders: Sequence[Path], labels: Labels) -> Gathered:
     Raises DataError when a record is of another protocol: results of different protocols are never mixed.
     """
     out = Gathered()
+    lost: dict[str, list[str]] = defaultdict(list)
     best: dict[tuple[Entrant, Setting, int], Located] = {}
     for folder in sorted({f.resolve() for f in folders}):
         store = ResultsFolder(folder)
@@ -87,6 +89,9 @@ def gather(folders: Sequence[Path], labels: Labels) -> Gathered:
                     "results of different protocols are never mixed: run again, or read it with a release of "
                     f"protocol {record.protocol!r}"
                 )
+            if labels.unavailable(record.dataset.name) is not None:
+                lost[record.dataset.name].append(name)
+                continue
             try:
                 each = Located(record, store, _setting(record, labels))
             except HetprefError as why:
@@ -94,20 +99,18 @@ def gather(folders: Sequence[Path], labels: Labels) -> Gathered:
                 continue
             place = (each.entrant, each.setting, record.seed)
             if place in best:
-                each, worse = sorted((best[place], each), key=_preference)
+                each, worse = sorted((best[place], each), key=lambda e: e.record.preference)
                 if worse.record != each.record:
                     out.skip(
                         f"record {worse.record.key[:16]}", f"superseded by {each.record.key[:16]} of the same cell"
                     )
             best[place] = each
+    for dataset, names in lost.items():
+        some = names[0] if len(names) == 1 else f"{len(names)} records of {dataset}"
+        out.skip(some, labels.unavailable(dataset) or "")
     out.located = sorted(best.values(), key=lambda e: (e.setting.order, e.entrant.order, e.record.seed))
     out.skipped.sort()
     return out
-
-
-def _preference(each: Located) -> tuple[bool, bool, str, str]:
-    record = each.record
-    return record.status != "ok", record.source.dirty, record.key, record.to_json()
 
 
 def _setting(record: RunRecord, labels: Labels) -> Setting:
@@ -124,12 +127,14 @@ def _setting(record: RunRecord, labels: Labels) -> Setting:
 
 
 def panels(gathered: Gathered, labels: Labels) -> Iterator[Panel]:
-    """Yield one panel after the other, so that margins of one are in memory at a time."""
+    """Yield one panel after the other, so that margins of one are in memory at a time.
+
+    A cell that was skipped counts as one that failed: nobody's row is better for what was left out.
+    """
     groups: dict[tuple[str, str, Count], list[Located]] = defaultdict(list)
     for each in gathered.located:
-        if each.record.status != "skipped":
-            s = each.setting
-            groups[s.dataset, s.regime, s.n_users if s.regime == "seen" else "all"].append(each)
+        s = each.setting
+        groups[s.dataset, s.regime, s.n_users if s.regime == "seen" else "all"].append(each)
     for members in groups.values():
         yield _panel(members, labels, gathered)
 

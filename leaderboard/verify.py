@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from datasets_registry.encoders import ENCODERS
 from datasets_registry.errors import HetprefError, RequestError
-from datasets_registry.protocol import FOLDS, PROTOCOL
-from leaderboard.labels import Labels, Query
+from datasets_registry.protocol import FOLDS, N_SUPPORT_GRID, N_TRAIN_GRID, PROTOCOL
+from leaderboard.labels import Labels, Query, affordable
 from leaderboard.panel import BUILT_IN
-from leaderboard.records import FileRef, RunRecord, canonical_sha256
+from leaderboard.records import FileRef, RunRecord, canonical_sha256, printable, record_key
 from leaderboard.store import MAX_RECORD_BYTES, ResultsFolder
 
 MAX_MARGINS_BYTES = 256 << 20
@@ -33,6 +34,8 @@ MAX_SEEDS = 3 * FOLDS
 MANIFEST = "manifest.json"
 # What others are measured against: a foreign method of that name would be taken for it by every reader of a table.
 RESERVED = frozenset({"random", "length", "pooled-bt", "oracle"})
+# Which of hetpref's own are controls; pooled-bt may stand in either place.
+_CONTROLS = RESERVED - {"pooled-bt"}
 _SAFE = frozenset({".json", ".parquet", ".jsonl", ".md", ".txt"})
 
 
@@ -50,9 +53,18 @@ class Refusal:
 class _Report:
     labels: Labels
     refusals: list[Refusal] = field(default_factory=list[Refusal])
+    lost: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def __call__(self, file: str, name: str, found: object, required: object) -> None:
-        self.refusals.append(Refusal(file, name, str(found)[:300], str(required)[:300]))
+        told = (file[:300], name[:300], str(found)[:300], str(required)[:300])
+        self.refusals.append(Refusal(*(printable(each) for each in told)))
+
+    def close(self) -> list[Refusal]:
+        """Return every refusal, after those of datasets that cannot be had: one each, however many records name it."""
+        for dataset, names in sorted(self.lost.items()):
+            some = names[0] if len(names) == 1 else f"{len(names)} records, the first {names[0]}"
+            self(some, "dataset", dataset, f"a dataset and split of the registry: {self.labels.unavailable(dataset)}")
+        return self.refusals
 
 
 def verify(path: Path, labels: Labels | None = None) -> list[Refusal]:
@@ -68,7 +80,7 @@ def verify(path: Path, labels: Labels | None = None) -> list[Refusal]:
         _folder(path, report)
     else:
         raise RequestError(f"{str(path)!r} does not exist. Give a record, a results folder or a submission")
-    return report.refusals
+    return report.close()
 
 
 def _root_of(path: Path) -> Path:
@@ -90,9 +102,10 @@ def _folder(root: Path, report: _Report) -> None:
     files = [p for p in ResultsFolder(root).record_files() if not p.is_symlink()]
     if not files:
         report("records", "files", "none", "records/<dataset>/<method>/<key>.json")
-    records = [r for r in (_record(path, root, report) for path in files) if r]
+    found = [(_name(path, root), record) for path in files if (record := _record(path, root, report))]
+    _cells(found, report)
     if manifest.exists():
-        _seeds(records, report)
+        _seeds([record for _, record in found], report)
 
 
 def _bundle(root: Path, report: _Report) -> None:
@@ -160,6 +173,13 @@ def _identity(name: str, path: Path, record: RunRecord, report: _Report) -> None
     place = (record.dataset.name, method.name, f"{record.key}.json")
     if path.parts[-3:] != place:
         report(name, "path", "/".join(path.parts[-3:]), "/".join(place))
+    if (key := record_key(record.fit_key, record.split.regime, record.split.n_support)) != record.key:
+        report(name, "key", record.key, f"the hash of fit_key, regime and n_support, {key}")
+    if record.dataset.encoder not in ENCODERS:
+        report(name, "dataset.encoder", record.dataset.encoder, f"one of {', '.join(sorted(ENCODERS))}")
+    ours = method.dist == BUILT_IN and method.name != "pooled-bt"
+    if ours and method.role != (role := "control" if method.name in _CONTROLS else "method"):
+        report(name, "method.role", method.role, f"{role}, as {method.name} of {BUILT_IN} is")
     if record.seed >= MAX_SEEDS or record.split.fold != record.seed % FOLDS:
         report(
             name,
@@ -182,12 +202,16 @@ def _identity(name: str, path: Path, record: RunRecord, report: _Report) -> None
 def _split(name: str, root: Path, record: RunRecord, report: _Report) -> None:
     """Check dataset, split, counts and margins against the registry."""
     at, dataset, labels = record.split, record.dataset, report.labels
+    if labels.unavailable(dataset.name) is not None:
+        report.lost[dataset.name].append(name)
+        return
     try:
         if (digest := labels.digest(dataset.name)) != dataset.sha256:
             report(name, "dataset.sha256", dataset.sha256, digest)
         digest = labels.split(dataset.name, at.fold, at.draw).digest
         if digest != at.sha256:
             report(name, "split.sha256", at.sha256, f"the registry's, {digest}")
+        _budget(name, record, report)
         people = labels.people(dataset.name, at.fold, at.draw, at.n_users)
         query = labels.query(dataset.name, at.fold, at.draw, at.regime, people)
         validation = labels.validation(dataset.name, at.fold, at.draw, people, at.n_train)
@@ -203,6 +227,22 @@ def _split(name: str, root: Path, record: RunRecord, report: _Report) -> None:
         _margins(name, root, "margins", record.margins, query, columns, report)
         if record.margins.validation:
             _margins(name, root, "margins.validation", record.margins.validation, validation, ["margin"], report)
+
+
+def _budget(name: str, record: RunRecord, report: _Report) -> None:
+    """Check that people and budgets are such as the split has."""
+    at, dataset, labels = record.split, record.dataset.name, report.labels
+    everybody = len(labels.split(dataset, at.fold, at.draw).seen)
+    if not 1 <= at.n_users <= everybody:
+        report(name, "split.n_users", at.n_users, f"from 1 to the split's {everybody} seen people")
+    if not affordable(at.n_train, N_TRAIN_GRID, lambda: labels.units(dataset, at.fold, at.draw, "seen")):
+        report(name, "split.n_train", at.n_train, _allowed(N_TRAIN_GRID, "seen"))
+    if not affordable(at.n_support, N_SUPPORT_GRID, lambda: labels.units(dataset, at.fold, at.draw, "unseen")):
+        report(name, "split.n_support", at.n_support, _allowed(N_SUPPORT_GRID, "unseen"))
+
+
+def _allowed(grid: tuple[int, ...], regime: str) -> str:
+    return f"one of {', '.join(map(str, grid))}, all, or as many units as half of the {regime} people have"
 
 
 def _margins(
@@ -232,9 +272,11 @@ def _margins(
             say("rows", file.metadata.num_rows, f"{len(query)}: exactly the split's, each once")
             return
         for wanted, kind in [("row", "int32"), *((c, "float") for c in columns)]:
-            if wanted not in types or types[wanted] not in (kind, "int64" if wanted == "row" else "double"):
+            if types.get(wanted) != kind:
                 say("columns", f"{wanted}: {types.get(wanted)}", f"a column {wanted!r} of type {kind}")
-        present = [c for c in dict.fromkeys(["row", *columns]) if c in types]
+        if len(types) < len(file.schema_arrow):
+            return say("columns", ", ".join(f.name for f in file.schema_arrow), "each name once")
+        present = [c for c in dict.fromkeys(["row", *columns]) if types.get(c) == ("int32" if c == "row" else "float")]
         table = file.read(columns=present, use_threads=False)
         found: dict[str, NDArray[Any]] = {c: np.asarray(table.column(c)) for c in present}
     except (pa.ArrowException, OSError, ValueError) as why:
@@ -247,6 +289,21 @@ def _margins(
     return None
 
 
+def _cells(found: list[tuple[str, RunRecord]], report: _Report) -> None:
+    """Check that no cell has two records, and that a method is in one role and level."""
+    first: dict[tuple[Any, ...], str] = {}
+    roles: dict[tuple[str, str], dict[tuple[str, str], str]] = defaultdict(dict)
+    for name, record in found:
+        if (there := first.setdefault(record.cell, name)) != name:
+            report(name, "cell", f"a second record of the cell of {there}", "one record per cell")
+        method = record.method
+        roles[method.name, method.dist].setdefault((method.role, method.level), name)
+    for (method, _), told in sorted(roles.items()):
+        if len(told) > 1:
+            said = "; ".join(f"{role}, {level} in {name}" for (role, level), name in sorted(told.items()))
+            report("records", "method.role", f"{method} is {said}", "one role and level per method")
+
+
 def _seeds(records: list[RunRecord], report: _Report) -> None:
     """Check that every setting of a submission has the first seeds of the protocol, without a gap, and enough."""
     seeds: dict[tuple[Any, ...], set[int]] = defaultdict(set)
@@ -255,10 +312,15 @@ def _seeds(records: list[RunRecord], report: _Report) -> None:
             s = r.split
             at = (r.dataset.name, r.dataset.encoder, s.regime, s.n_train, s.n_support, s.imbalance)
             seeds[r.method.name, r.method.dist, r.method.config_sha256, *at].add(r.seed)
+    wrong: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for setting, found in seeds.items():
         if len(found) < MIN_SEEDS or found != set(range(len(found))):
-            title = " ".join(str(part) for part in (setting[0], *setting[3:]) if part is not None)
-            report("records", "seeds", f"{sorted(found)} of {title}", f"seeds 0 to {MIN_SEEDS - 1} at least, no gap")
+            title = ", ".join(str(part) for part in setting[3:] if part is not None)
+            wrong[setting[0], tuple(sorted(found))].append(title)
+    for (method, found), titles in sorted(wrong.items()):
+        some = titles[0] if len(titles) == 1 else f"{len(titles)} settings, such as {min(titles)}"
+        said = f"{', '.join(map(str, found)) or 'none'} of {method} in {some}"
+        report("records", "seeds", said, f"seeds 0 to {MIN_SEEDS - 1} at least, no gap")
 
 
 def _sha256(path: Path) -> str:

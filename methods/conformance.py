@@ -6,7 +6,6 @@ A check is one decorated function that raises `Failed` or `Skipped`. What a meth
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -232,9 +231,6 @@ def saved_and_loaded(method: Method, world: World) -> Method:
     with tempfile.TemporaryDirectory() as folder:
         method.save(Path(folder) / "method")
         return type(method).load(Path(folder) / "method", world)
-
-
-NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
 def positions(queries: Comparisons, order: Sequence[int] | Array) -> Comparisons:

@@ -21,6 +21,7 @@ from leaderboard.records import (
     Source,
     SplitPart,
     canonical_sha256,
+    record_key,
 )
 from leaderboard.store import ResultsFolder
 
@@ -135,9 +136,8 @@ class Bench:
         rows = parted.query(regime)
         mean_train = mean_units(data, parted.train(n_train), parted.seen)
         had = mean_train if regime == "seen" else n_support
-        key = canonical_sha256(
-            [name, dataset, seed, n_train, regime, n_support, parts.get("control"), parts.get("config")]
-        )
+        fit_key = canonical_sha256([name, dataset, seed, n_train, parts.get("control"), parts.get("config")])
+        key = record_key(fit_key, regime, n_support)
         margins = None
         if status == "ok":
             columns = {"row": rows.astype(np.int32), "margin": np.asarray(scorer(data, rows, had), np.float32)}
@@ -155,7 +155,7 @@ class Bench:
         record = RunRecord(
             protocol=parts.get("protocol", PROTOCOL),
             key=key,
-            fit_key=canonical_sha256([name, dataset, seed, n_train]),
+            fit_key=fit_key,
             method=MethodPart(
                 name=name,
                 dist="hetpref",

@@ -243,7 +243,7 @@ def misbehaving(tmp_path_factory):
 
 def test_methods_that_misbehave_become_records_and_the_others_are_measured(misbehaving, suite, tmp_path):
     words = ["--methods", "raises,hangs,hoards,not-a-number,pooled-bt", "--seeds", "1", "--out", tmp_path]
-    done = hetpref("run", suite, *words, "--time-limit", 2, "--memory-limit", 400, path=misbehaving, check=1)
+    done = hetpref("run", suite, *words, "--time-limit", 4, "--memory-limit", 400, path=misbehaving, check=1)
     status = {}
     for path in tmp_path.glob("records/*/*/*.json"):
         record = read_record(path)
@@ -256,7 +256,7 @@ def test_methods_that_misbehave_become_records_and_the_others_are_measured(misbe
         "pooled-bt": {"ok"},
     }
     assert "--retry-failed" in done.stderr
-    again = hetpref("run", suite, *words, "--time-limit", 2, "--memory-limit", 400, path=misbehaving, check=1)
+    again = hetpref("run", suite, *words, "--time-limit", 4, "--memory-limit", 400, path=misbehaving, check=1)
     assert "0 run" in again.stderr
 
 

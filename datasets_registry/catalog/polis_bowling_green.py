@@ -71,11 +71,12 @@ def load() -> Pieces:
     texts = tuple(" ".join(s["comment-body"].split()) for s in statements)
     blocks = text_blocks(CARD.name, texts, BLOCKS)
     pairs = disjoint_pairs(CARD.name, ids, user, item, votes[user, item].astype(np.int64), blocks)
+    judged, user = np.unique(pairs.comparisons.user, return_inverse=True)
     lengths = np.array([(len(t), len(t.split())) for t in texts], np.float32)
     return Pieces(
-        users=Users(tuple(f"participant-{name}" for name in ids)),
+        users=Users(tuple(f"participant-{ids[n]}" for n in judged)),
         items=Items((PROMPT,) * len(texts), texts, lengths, ("characters", "words")),
-        comparisons=pairs.comparisons,
+        comparisons=pairs.comparisons.for_users(user),
         unit_cluster=pairs.unit_block,
         clusters=tuple(f"block-{b}" for b in range(BLOCKS)),
     )
