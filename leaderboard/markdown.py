@@ -34,15 +34,15 @@ _GAP = 2
 TERMINAL_WIDTH = 176
 _MOST_LINES = 50
 READING = """Accuracy is the mean over people of the mean over their units (a person and a prompt); brackets are 95 %
-intervals of a bootstrap over people, widened for prompts that people share. Gain is the paired difference to pooled Bradley-Terry on the same
-features. Methods of one tier cannot be told apart from its best after Holm's correction: read the tier first, then the rank, whose
-95 % interval is beside it. Worst 10 % is the accuracy of the lowest tenth of people; harm is the share of people served
-worse than by the pooled model by more than a standard error; specificity is what is lost with another person's state;
-AULC is the area under accuracy over log2(1 + n); n@gain is the least data per person with a gain of at least one point,
-"all" with the mean that people have. A dash: there is no such number; of a tenth of fewer than ten people none is told.
-Controls are in *italics* and not ranked. `imputed`: cells that failed or are missing count as pooled Bradley-Terry;
-above 10 % there is no rank, and of 100 % no number. `reported`: measured on a tree with uncommitted changes, therefore
-not ranked."""
+intervals of a bootstrap over people, widened for prompts that people share. Gain is the paired difference to pooled
+Bradley-Terry on the same features. Methods of one tier cannot be told apart from its best after Holm's correction:
+read the tier first, then the rank, whose 95 % interval is beside it. Worst 10 % is the accuracy of the lowest tenth
+of people; harm is the share of people served worse than by the pooled model by more than a standard error;
+specificity is what is lost with another person's state; AULC is the area under accuracy over log2(1 + n); n@gain is
+the least data per person with a gain of at least one point, "all" with the mean that people have. A dash: there is no
+such number; of a tenth of fewer than ten people none is told. Controls are in *italics* and not ranked. `imputed`:
+cells that failed or are missing count as pooled Bradley-Terry; above 10 % there is no rank, and of 100 % no number.
+`reported`: measured on a tree with uncommitted changes, therefore not ranked."""
 
 
 def markdown(board: Leaderboard) -> str:
