@@ -258,7 +258,8 @@ def verify(
         print_json(refused)
     for path, reasons in refused.items():
         if not as_json:
-            print(f"{path}: {'accepted' if not reasons else f'{len(reasons)} reasons to refuse it'}")
+            verdict = f"refused, reasons: {len(reasons)}" if reasons else "accepted"
+            print(f"{path}: {verdict}")
             for reason in reasons:
                 print("  " + ", ".join(f"{k}: {v}" for k, v in reason.items()))
     if any(refused.values()):

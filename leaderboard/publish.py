@@ -14,7 +14,7 @@ from leaderboard.store import write_atomically
 SUMS = "SHA256SUMS"
 HUB = "hf://datasets/"
 _SINGLE = ("leaderboard.json", "leaderboard.md", "leaderboard.csv", "site/index.html")
-_PLOTS = re.compile(r"(curve|bytes)-[a-z0-9.-]+\.(svg|png)")
+_PLOTS = re.compile(r"(overview|(curve|bytes)-[a-z0-9.-]+)\.(svg|png)")
 
 
 def publish(folder: Path, to: str, *, dry_run: bool = False) -> list[str]:
