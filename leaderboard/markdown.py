@@ -137,10 +137,11 @@ def renew_readme(readme: Path, board: Leaderboard) -> None:
 
 
 def readme_block(board: Leaderboard) -> str:
-    """Return the headline tables as they stand in a README, with a final newline."""
+    """Return the headline tables as they stand in a README, with a final newline: without the user-shuffle fits."""
     parts = [_summary(board), ""]
     budget = budgets_at_gain(board)
-    for (dataset, encoder, regime), rows in headline_tables(board):
+    for (dataset, encoder, regime), every in headline_tables(board):
+        rows = [row for row in every if row.control is None]
         parts += [f"**{dataset}, {regime} people** ({_caption(rows[0], encoder)})", "", *_table(rows, budget), ""]
     return "\n".join(parts).rstrip() + "\n"
 
