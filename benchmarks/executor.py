@@ -28,6 +28,7 @@ from typing import Generic, TypeVar
 import psutil
 
 from benchmarks.cell_process import Answer, Payload
+from datasets_registry.errors import printable
 from leaderboard.records import Status
 
 T = TypeVar("T")
@@ -255,9 +256,4 @@ def _with_stderr(message: str, cell: _Running[T]) -> str:
             tail = file.read().decode(errors="replace").splitlines()[-_STDERR_LINES:]
     except OSError:
         tail = []
-    return _printable("\n".join([message, *tail]))[: _MESSAGE_CHARACTERS * 2 - 100]
-
-
-def _printable(text: str) -> str:
-    """Return text without control characters, which a terminal or a page would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    return printable("\n".join([message, *tail]))[: _MESSAGE_CHARACTERS * 2 - 100]

@@ -7,14 +7,7 @@ import json
 import sys
 from typing import Any
 
-
-def printable(text: str) -> str:
-    r"""Return text without control characters, which a terminal would obey.
-
-    >>> printable("\x1b[31mred")
-    ' [31mred'
-    """
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+from datasets_registry.errors import printable
 
 
 def plain(value: Any) -> Any:

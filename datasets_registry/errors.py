@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# C0 and C1 controls but tab and newline, and what XML cannot hold: a terminal would obey them, a page would break.
+CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff"
 
 
 class HetprefError(Exception):
@@ -34,3 +38,12 @@ def unknown(kind: str, given: str, allowed: Iterable[str], *, then: str = "") ->
     listed = ", ".join(names) if names else "none is registered"
     tail = f" {then}" if then else ""
     return RequestError(f"unknown {kind} {given!r}.{hint} Allowed: {listed}.{tail}")
+
+
+def printable(text: str) -> str:
+    r"""Return text without control characters, but with its tabs and newlines: what may be shown or stored.
+
+    >>> printable("1\x1b[31m\n")
+    '1[31m\n'
+    """
+    return re.sub(f"[{CONTROL}]", "", text)

@@ -14,12 +14,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from datasets_registry.errors import DataError, HetprefError, RequestError
+from datasets_registry.errors import DataError, HetprefError, RequestError, printable
 from datasets_registry.protocol import PROTOCOL
 from leaderboard.labels import Labels
 from leaderboard.panel import Entrant
 from leaderboard.ranking import Labeller, Scored, headlines, overall, place, score
-from leaderboard.records import printable
 from leaderboard.rows import CostRow, Failure, Leaderboard, RecordsDigest, Row, Skipped, rounded
 from leaderboard.scoring import Gathered, Located, gather, panels
 from leaderboard.store import write_atomically

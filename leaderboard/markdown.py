@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from datasets_registry.errors import RequestError
-from leaderboard.records import printable
+from datasets_registry.errors import RequestError, printable
 from leaderboard.rows import CostRow, Curve, Failure, Interval, Leaderboard, Row, Skipped
 
 START, END = "<!-- hetpref results -->", "<!-- /hetpref results -->"

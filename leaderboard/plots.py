@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from leaderboard.records import printable
+from datasets_registry.errors import printable
 from leaderboard.rows import CostRow, Curve, Leaderboard, Row
 from leaderboard.store import write_atomically
 

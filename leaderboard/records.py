@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from datasets_registry.errors import printable
+
 SCHEMA_VERSION = 1
 # C0 and C1 controls other than tab and newline, and what no XML may hold: they steer terminals and abort renderers.
-_CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff"
 _TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]*$"
 MAX_DEPTH = 20
 MAX_COUNT = 2**53
@@ -30,15 +30,6 @@ Regime = Literal["seen", "unseen"]
 Text = Annotated[str, Field(max_length=4000, pattern=_TEXT)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-
-
-def printable(text: str) -> str:
-    r"""Return text without control characters, but with its tabs and newlines: what a record's text may hold.
-
-    >>> printable("1\x1b[31m\n")
-    '1[31m\n'
-    """
-    return re.sub(f"[{_CONTROL}]", "", text)
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

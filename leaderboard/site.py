@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any, cast
 
+from datasets_registry.errors import printable
 from leaderboard.markdown import (
     READING,
     bracketed,
@@ -18,7 +19,6 @@ from leaderboard.markdown import (
     skipped_lines,
 )
 from leaderboard.plots import by_dataset, figures, slug
-from leaderboard.records import printable
 from leaderboard.rows import Leaderboard, Row
 
 COLUMNS: tuple[tuple[str, str, str, str], ...] = (
