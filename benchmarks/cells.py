@@ -35,7 +35,6 @@ class MethodEntry:
     config: dict[str, Any]
     dist: str
     version: str
-
     source_sha256: str
 
 

@@ -54,6 +54,11 @@ class Outcome:
     answer: Answer | None = None
     reason: str | None = None
 
+    @property
+    def headline(self) -> str:
+        """Return the first line of the reason, or nothing."""
+        return (self.reason or "").partition("\n")[0]
+
 
 @dataclass(slots=True, eq=False)
 class _Running(Generic[T]):

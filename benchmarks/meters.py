@@ -70,6 +70,7 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
+@cache
 def environment(device: str = "cpu", threads: int = 1) -> Environment:
     """Return where a record was made."""
     packages: dict[str, str] = {}

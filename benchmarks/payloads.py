@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 
 from benchmarks.cell_process import Answer, Payload, Question
-from benchmarks.cells import Cell, Task
+from benchmarks.cells import Cell
 from benchmarks.choice_sets import completed
-from datasets_registry.protocol import PROTOCOL, generator, seed_of
-from datasets_registry.records import Comparisons, Int32, Rows
+from datasets_registry.protocol import PROTOCOL, Count, Regime, generator, seed_of
+from datasets_registry.records import Comparisons, Float32, Int32, PreferenceData, Rows
+from datasets_registry.splits import Split
 from methods.interface import Array, Budget
+
+Part = Regime | Literal["validation"]
 
 
 def build_payload(cell: Cell, seconds: float) -> Payload:
     """Return everything that the cell's process gets; no query label is in it."""
     data, spec, split = cell.prepared.data, cell.method.cls.spec, cell.split
     train = data.comparisons.take(split.train(cell.n_train, cell.n_users, cell.imbalance))
-    val_rows = split.validation(cell.n_users, cell.n_train)
-    val = data.comparisons.take(val_rows)
+    val = data.comparisons.take(asked(cell, "validation").rows)
     if cell.control == "user_shuffle":
         train, val = shuffled(train, *_context(cell), "train"), shuffled(val, *_context(cell), "val")
-    questions = [_question(cell, "validation", train, val_rows)]
+    questions = [_question(cell, "validation", "validation", train)]
     for task in cell.tasks:
         history = train if task.regime == "seen" else data.comparisons.take(split.support(task.n_support or 0))
-        questions.append(_question(cell, task.title, history, rows_of(cell, task), wrong=True))
+        questions.append(_question(cell, task.title, task.regime, history, wrong=True))
     return Payload(
         method=cell.method.cls,
         config=cell.method.config,
@@ -46,17 +50,33 @@ def build_payload(cell: Cell, seconds: float) -> Payload:
     )
 
 
-def rows_of(cell: Cell, task: Task) -> Rows:
-    """Return the query rows of a task: the same for every budget and method."""
-    return cell.split.query(task.regime, cell.n_users)
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """The rows of a part of a split, and the table in which they are asked (`choice_sets.completed`)."""
+
+    rows: Rows
+    table: Comparisons
+    stands: Rows
+    sign: Float32
 
 
-def columns_of(answer: Answer, title: str, cell: Cell, rows: Rows) -> dict[str, Array]:
+def asked(cell: Cell, part: Part) -> Asked:
+    """Return what a cell asks of a part; queries are the same for every budget and method."""
+    n_val = cell.n_train if part == "validation" else "all"
+    return _asked(cell.prepared.data, cell.split, part, cell.n_users, n_val)
+
+
+@lru_cache(maxsize=64)
+def _asked(data: PreferenceData, split: Split, part: Part, n_users: Count, n_val: Count) -> Asked:
+    rows = split.validation(n_users, n_val) if part == "validation" else split.query(part, n_users)
+    return Asked(rows, *completed(data.comparisons.take(rows)))
+
+
+def columns_of(answer: Answer, title: str, cell: Cell, part: Part) -> dict[str, Array]:
     """Return the columns of a margins file: the row of each query and what the cell answered to it."""
-    _, stands, sign = completed(cell.prepared.data.comparisons.take(rows))
-    asked = {k: v for k, v in answer.arrays.items() if k.startswith(f"{title}/")}
-    told = {k.removeprefix(f"{title}/"): v[stands] * sign for k, v in asked.items()}
-    return {"row": rows.astype(np.int32), **told}
+    given = asked(cell, part)
+    told = {k.removeprefix(f"{title}/"): v for k, v in answer.arrays.items() if k.startswith(f"{title}/")}
+    return {"row": given.rows.astype(np.int32), **{k: v[given.stands] * given.sign for k, v in told.items()}}
 
 
 def shuffled(comparisons: Comparisons, *context: object) -> Comparisons:
@@ -71,8 +91,8 @@ def shuffled(comparisons: Comparisons, *context: object) -> Comparisons:
     return comparisons.for_users(dealt[member.reshape(-1)])
 
 
-def _question(cell: Cell, title: str, history: Comparisons, rows: Rows, *, wrong: bool = False) -> Question:
-    queries, _, _ = completed(cell.prepared.data.comparisons.take(rows))
+def _question(cell: Cell, title: str, part: Part, history: Comparisons, *, wrong: bool = False) -> Question:
+    queries = asked(cell, part).table
     users = np.unique(queries.user).astype(np.int32)
     return Question(
         title=title,

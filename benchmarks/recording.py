@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.cells import Cell, Task
 from benchmarks.executor import Outcome
 from benchmarks.meters import environment, source
-from benchmarks.payloads import columns_of, rows_of
+from benchmarks.payloads import asked, columns_of
 from datasets_registry.protocol import PROTOCOL
-from datasets_registry.splits import mean_units
+from datasets_registry.splits import distinct_units, mean_units
 from leaderboard.records import (
     Cost,
     Counts,
@@ -68,15 +70,13 @@ def write_cell(folder: ResultsFolder, cell: Cell, outcome: Outcome) -> list[RunR
     records: list[RunRecord] = []
     validation = None
     if outcome.answer is not None and "validation/margin" in outcome.answer.arrays:
-        rows = cell.split.validation(cell.n_users, cell.n_train)
         name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, fit_key)
-        validation = folder.write_margins(name, columns_of(outcome.answer, "validation", cell, rows))
+        validation = folder.write_margins(name, columns_of(outcome.answer, "validation", cell, "validation"))
     for task in cell.tasks:
         key = record_key(fit_key, task.regime, task.n_support)
         margins = None
-        rows = rows_of(cell, task)
         if outcome.answer is not None:
-            columns = columns_of(outcome.answer, task.title, cell, rows)
+            columns = columns_of(outcome.answer, task.title, cell, task.regime)
             name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, key)
             ref = folder.write_margins(name, columns)
             control = {c: c for c in columns if c not in ("row", "margin")}
@@ -90,9 +90,7 @@ def _record(
     cell: Cell, task: Task, key: str, fit_key: str, outcome: Outcome, margins: Margins | None
 ) -> RunRecord:
     data, spec, split = cell.prepared.data, cell.method.cls.spec, cell.split
-    rows = rows_of(cell, task)
-    said = data.comparisons.take(rows)
-    units = len({*zip(said.user.tolist(), said.unit.tolist(), strict=True)})
+    said = data.comparisons.take(asked(cell, task.regime).rows)
     train = split.train(cell.n_train, cell.n_users, cell.imbalance)
     trained = split.seen if cell.n_users == "all" else split.seen[: cell.n_users]
     support = None if task.n_support is None else mean_units(data, split.support(task.n_support), split.unseen)
@@ -132,7 +130,9 @@ def _record(
         control="user_shuffle" if cell.control else None,
         status=outcome.status,
         reason=outcome.reason,
-        counts=Counts(users=len(set(said.user.tolist())), units=units, comparisons=len(rows)),
+        counts=Counts(
+            users=len(np.unique(said.user)), units=distinct_units(said.user, said.unit), comparisons=len(said)
+        ),
         margins=margins,
         cost=Cost.model_validate(outcome.answer.cost) if outcome.answer else Cost(),
         environment=environment(),

@@ -20,10 +20,11 @@ from benchmarks.meters import source
 from benchmarks.payloads import build_payload
 from benchmarks.recording import StandingRecords, write_cell
 from benchmarks.suites import DatasetPlan, Suite
+from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, HetprefError, RequestError
 from datasets_registry.protocol import PROTOCOL
 from leaderboard.records import record_key
-from leaderboard.store import ResultsFolder, read_record, write_atomically
+from leaderboard.store import ResultsFolder, read_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def _run_cells(
                 standing_records.supersede(record)
             summary.executed += 1
             if outcome.status != "ok":
-                summary.failed.append(f"{cell.title}: {outcome.status}: {(outcome.reason or '').splitlines()[0]}")
+                summary.failed.append(f"{cell.title}: {outcome.status}: {outcome.headline}")
             progress.ended(cell, outcome)
 
 

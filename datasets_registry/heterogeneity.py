@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError
 from datasets_registry.protocol import FOLDS, PROTOCOL, generator
 from datasets_registry.records import Float32, Float64, PreferenceData
@@ -300,9 +301,7 @@ def main(names: Sequence[str]) -> int:
         }
         told = found[data.id]
         print(f"{data.id}: {told['index']:+.4f} [{told['low']:+.4f}, {told['high']:+.4f}]", file=sys.stderr)
-    scratch = MEASURED.with_suffix(".part")
-    scratch.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
-    scratch.replace(MEASURED)
+    write_atomically(MEASURED, (json.dumps(dict(sorted(found.items())), indent=1) + "\n").encode())
     _all_measured.cache_clear()
     return int(failed > 0)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError
 
 RAW = "https://raw.githubusercontent.com"
@@ -237,18 +238,9 @@ def writable(folder: Path) -> Path:
 
 
 def write_file(target: Path, raw: bytes) -> None:
-    """Write a file under a temporary name and rename it; raises DataError where nothing can be written."""
-    name = ""
-    try:
-        with writing(target):
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            with os.fdopen(handle, "wb") as file:
-                file.write(raw)
-            os.replace(name, target)
-    except BaseException:
-        if name:
-            Path(name).unlink(missing_ok=True)
-        raise
+    """Write a file of the cache; raises DataError where nothing can be written."""
+    with writing(target):
+        write_atomically(target, raw)
 
 
 @contextmanager

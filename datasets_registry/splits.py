@@ -206,7 +206,7 @@ class Split:
         return last[people]
 
     def _n_units(self, rows: Rows) -> int:
-        return _distinct_units(self.row_user[rows], self.row_unit[rows])
+        return distinct_units(self.row_user[rows], self.row_unit[rows])
 
     def _zipf(self, people: Int32, n: float) -> Rows:
         # Sainte-Laguë's highest averages with weights 1 / rank: the k-th unit of the person of rank r has priority
@@ -291,7 +291,7 @@ def mean_units(data: PreferenceData, rows: ArrayLike, users: ArrayLike) -> float
     member = np.zeros(len(data.users), bool)
     member[people] = True
     at = at[member[data.comparisons.user[at]]]
-    return _distinct_units(data.comparisons.user[at], data.comparisons.unit[at]) / len(people)
+    return distinct_units(data.comparisons.user[at], data.comparisons.unit[at]) / len(people)
 
 
 def check_manifest(manifest: Any, split: Split) -> None:
@@ -372,7 +372,8 @@ def _unit_ranks(user: Int32, part: Parts, unit: Int32, key: NDArray[Any]) -> Int
     return rank
 
 
-def _distinct_units(user: Int32, unit: Int32) -> int:
+def distinct_units(user: Int32, unit: Int32) -> int:
+    """Return the number of distinct (user, unit) pairs of two columns."""
     pair = user.astype(np.int64) * (int(unit.max(initial=0)) + 1) + unit
     return len(np.unique(pair))
 

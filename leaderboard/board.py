@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, HetprefError, RequestError, printable
 from datasets_registry.protocol import PROTOCOL
 from leaderboard.labels import Labels
@@ -21,7 +22,6 @@ from leaderboard.panel import Entrant
 from leaderboard.ranking import Labeller, Scored, headlines, overall, place, score
 from leaderboard.rows import CostRow, Failure, Leaderboard, RecordsDigest, Row, Skipped, rounded
 from leaderboard.scoring import Gathered, Located, gather, panels
-from leaderboard.store import write_atomically
 
 SITE_EXTRA = 'pip install "hetpref[site]"'
 _COSTS = (

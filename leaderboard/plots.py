@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import printable
 from leaderboard.rows import CostRow, Curve, Leaderboard, Row
-from leaderboard.store import write_atomically
 
 Spec = dict[str, Any]
 # Okabe and Ito's colours, told apart by colour-blind readers, then variations of lightness.

@@ -7,9 +7,9 @@ import re
 import tempfile
 from pathlib import Path
 
+from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, RequestError
 from leaderboard.board import read_board
-from leaderboard.store import write_atomically
 
 SUMS = "SHA256SUMS"
 HUB = "hf://datasets/"

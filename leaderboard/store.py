@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,25 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError
 from leaderboard.records import FileRef, RunRecord, printable
 
 MAX_RECORD_BYTES = 1 << 20
 MAX_MARGINS = 50_000_000  # rows x columns: a few bytes of Parquet can hold any number of equal rows
-
-
-def write_atomically(path: Path, raw: bytes) -> None:
-    """Write a file to a temporary name beside its place and rename it: there is the old file, or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 class ResultsFolder:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, RequestError, unknown
 from datasets_registry.protocol import PROTOCOL
 from leaderboard.board import build_board
 from leaderboard.labels import Labels
 from leaderboard.records import RunRecord
 from leaderboard.rows import Row
-from leaderboard.store import ResultsFolder, read_record, write_atomically
+from leaderboard.store import ResultsFolder, read_record
 from leaderboard.verify import MANIFEST, Refusal, verify
 
 
