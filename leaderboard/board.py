@@ -17,23 +17,15 @@ import numpy as np
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, HetprefError, RequestError, printable
 from datasets_registry.protocol import PROTOCOL
+from leaderboard.kernel_summaries import summarised
+from leaderboard.kernels import gather_kernels
 from leaderboard.labels import Labels
 from leaderboard.panel import Entrant
 from leaderboard.ranking import Labeller, Scored, headlines, overall, place, score
-from leaderboard.rows import CostRow, Failure, Leaderboard, RecordsDigest, Row, Skipped, rounded
+from leaderboard.rows import COSTS, CostRow, Failure, Leaderboard, RecordsDigest, Row, Skipped, rounded
 from leaderboard.scoring import Gathered, Located, gather, panels
 
 SITE_EXTRA = 'pip install "hetpref[site]"'
-_COSTS = (
-    "fit_s",
-    "adapt_s_per_user",
-    "comparisons_per_s",
-    "trained_params",
-    "params_per_user",
-    "state_bytes_per_user",
-    "peak_device_bytes",
-    "peak_rss_delta_bytes",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +37,7 @@ class Board:
     def to_json(self) -> str:
         """Return `leaderboard.json`: stable order, fixed float format, no clock."""
         told = self.leaderboard.model_dump(mode="json")
-        return "{\n" + ",\n".join(f"{_json(key)}: {_lines(value)}" for key, value in told.items()) + "\n}\n"
+        return "{\n" + ",\n".join(f"{_json(key)}:{_lines(value)}" for key, value in told.items()) + "\n}\n"
 
     def to_markdown(self) -> str:
         """Return `leaderboard.md`."""
@@ -61,11 +53,15 @@ class Board:
 
     def write(self, out: Path, *, pages: bool = True) -> list[str]:
         """Write JSON, Markdown, CSV and, if the extra is there, plots and the page; return what was left out."""
-        from leaderboard.comma import to_csv
+        from leaderboard.comma import kernels_csv, to_csv
 
         write_atomically(out / "leaderboard.json", self.to_json().encode())
         write_atomically(out / "leaderboard.md", self.to_markdown().encode())
         write_atomically(out / "leaderboard.csv", to_csv(self.leaderboard).encode())
+        if self.leaderboard.kernels:
+            write_atomically(out / "kernels.csv", kernels_csv(self.leaderboard).encode())
+        else:
+            (out / "kernels.csv").unlink(missing_ok=True)
         if not pages:
             return []
         if importlib.util.find_spec("vl_convert") is None:
@@ -99,9 +95,13 @@ def build_board(
                 f"results folder {str(folder)!r} does not exist. Make one: hetpref run quick --out {folder}"
             )
     gathered = gather(folders, labels)
-    if not gathered.located and not gathered.skipped:
+    kernels = gather_kernels(folders)
+    for name, reason in kernels.skipped:
+        gathered.skip(name, reason)
+    if not gathered.located and not gathered.skipped and not kernels.rows:
         given = ", ".join(str(f) for f in folders)
-        raise RequestError(f"there are no records in {given}: expected records/<dataset>/<method>/<key>.json")
+        expected = "records/<dataset>/<method>/<key>.json or kernels/*.json"
+        raise RequestError(f"there are no records in {given}: expected {expected}")
     labelled = labeller([each.entrant for each in gathered.located])
     shown = headlines([e.setting for e in gathered.located])
     scored = Scored()
@@ -125,7 +125,9 @@ def build_board(
             Skipped(name=printable(name)[:4000], reason=printable(reason)[:4000])
             for name, reason in sorted(gathered.skipped)
         ],
-        kernels=kernels(folders),
+        kernels=kernels.rows,
+        kernel_summaries=summarised(kernels.rows),
+        kernel_runs=kernels.runs,
         ledger=ledger(folders),
         costs=costs(gathered, labelled),
     )
@@ -215,7 +217,7 @@ def costs(gathered: Gathered, labelled: Labeller) -> list[CostRow]:
     out: list[CostRow] = []
     for (setting, entrant, device_class), members in groups.items():
         medians: dict[str, Any] = {}
-        for name in _COSTS:
+        for name in COSTS:
             told = [v for m in members if (v := getattr(m.record.cost, name)) is not None]
             medians[name] = rounded(float(np.median(told))) if told else None
         environment = members[0].record.environment
@@ -230,29 +232,6 @@ def costs(gathered: Gathered, labelled: Labeller) -> list[CostRow]:
             )
         )
     return sorted(out, key=lambda c: (c.dataset, c.encoder, c.regime, c.label, c.device_class, str(c)))
-
-
-def kernels(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the kernel benchmarks in pytest-benchmark files under `kernels/`: name, median and IQR in seconds."""
-    out: list[dict[str, Any]] = []
-    for folder in folders:
-        for path in sorted((folder / "kernels").glob("*.json")):
-            try:
-                told = _strict(path.read_text(encoding="utf-8"))["benchmarks"]
-                for each in told:
-                    stats = each["stats"]
-                    out.append(
-                        {
-                            "name": str(each["name"]),
-                            "group": each.get("group"),
-                            "median_s": float(stats["median"]),
-                            "iqr_s": float(stats["iqr"]),
-                            "extra_info": each.get("extra_info", {}),
-                        }
-                    )
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                continue
-    return sorted(out, key=lambda k: json.dumps(k, sort_keys=True))
 
 
 def ledger(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -298,7 +277,7 @@ def _plain(value: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 
 def _lines(value: Any) -> str:

@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from datasets_registry.errors import RequestError, printable
+from leaderboard.kernel_tables import END as KERNELS_END
+from leaderboard.kernel_tables import START as KERNELS_START
+from leaderboard.kernel_tables import kernel_sections, kernel_text, kernels_block
 from leaderboard.rows import CostRow, Curve, Failure, Interval, Leaderboard, Row, Skipped
+from leaderboard.table_cells import escaped, number, table_line
 
 START, END = "<!-- hetpref results -->", "<!-- /hetpref results -->"
 _HEAD = (
@@ -46,7 +50,8 @@ cells that failed or are missing count as pooled Bradley-Terry; above 10 % there
 
 def markdown(board: Leaderboard) -> str:
     """Return `leaderboard.md`."""
-    parts = [f"# hetpref leaderboard, protocol {board.protocol}", _summary(board), "", READING, ""]
+    parts = [f"# hetpref leaderboard, protocol {board.protocol}", _summary(board), ""]
+    parts += [READING, ""] if board.rows else []
     budget = budgets_at_gain(board)
     if board.overall:
         parts += ["## Overall", "", *_overall(board), ""]
@@ -54,7 +59,7 @@ def markdown(board: Leaderboard) -> str:
         parts += [f"## {dataset}, {regime} people", "", _caption(rows[0], encoder), "", *_table(rows, budget), ""]
         curves = [c for c in board.curves if (c.dataset, c.encoder, c.regime) == (dataset, encoder, regime)]
         parts += _curve_table(curves, rows[0])
-    parts += _cost_section(board) + _flags(board, escaped)
+    parts += _cost_section(board) + kernel_sections(board) + _flags(board, escaped)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -100,6 +105,7 @@ def text(board: Leaderboard, width: int | None = None) -> str:
         console.print(table)
         console.print()
     told = [line.rstrip() for line in out.getvalue().splitlines()]
+    told += kernel_text(board)
     told += [line for line in _flags(board, printable) if line and not line.startswith("#")]
     return "\n".join(told)
 
@@ -120,19 +126,25 @@ def _fitting(widths: Sequence[int], width: int) -> tuple[list[int], int]:
 
 
 def renew_readme(readme: Path, board: Leaderboard) -> None:
-    """Replace what stands between the two markers of a Markdown file by the headline tables.
+    """Replace what stands between the markers of a Markdown file: the headline tables, and the kernels if it has them.
 
     Raises RequestError when the file or a marker is missing, and leaves the file as it is.
     """
     try:
-        before = readme.read_text(encoding="utf-8")
+        page = readme.read_text(encoding="utf-8")
     except OSError as why:
         raise RequestError(f"{readme} cannot be read: {why.strerror}. Give a Markdown file with --readme") from why
-    start, end = before.find(START), before.find(END)
+    page = _renewed(readme, page, "results", START, END, readme_block(board))
+    if KERNELS_START in page or KERNELS_END in page:
+        page = _renewed(readme, page, "kernels", KERNELS_START, KERNELS_END, kernels_block(board))
+    readme.write_text(page, encoding="utf-8")
+
+
+def _renewed(readme: Path, page: str, name: str, opening: str, closing: str, block: str) -> str:
+    start, end = page.find(opening), page.find(closing)
     if start < 0 or end < start:
-        raise RequestError(f"{readme} has no results block; put the lines {START} and {END} where it belongs")
-    after = before[: start + len(START)] + "\n" + readme_block(board) + before[end:]
-    readme.write_text(after, encoding="utf-8")
+        raise RequestError(f"{readme} has no {name} block; put the lines {opening} and {closing} where it belongs")
+    return page[: start + len(opening)] + "\n" + block + page[end:]
 
 
 def readme_block(board: Leaderboard) -> str:
@@ -143,11 +155,6 @@ def readme_block(board: Leaderboard) -> str:
         rows = [row for row in every if row.control is None]
         parts += [f"**{dataset}, {regime} people** ({_caption(rows[0], encoder)})", "", *_table(rows, budget), ""]
     return "\n".join(parts).rstrip() + "\n"
-
-
-def number(value: float | None, form: str = ".3f") -> str:
-    """Return a number, or a dash where there is none."""
-    return "–" if value is None else format(value, form)
 
 
 def bracketed(cell: Interval, form: str = ".3f") -> str:
@@ -213,35 +220,19 @@ def _cells(row: Row, at_gain: str) -> list[str]:
 
 
 def _table(rows: Sequence[Row], budget: Callable[[Row], str]) -> list[str]:
-    out = [_line(_HEAD), _line(["---:" if name not in ("method", "") else "---" for name in _HEAD])]
+    out = [table_line(_HEAD), table_line(["---:" if name not in ("method", "") else "---" for name in _HEAD])]
     for row in rows:
         cells = [escaped(cell) for cell in _cells(row, budget(row))]
         if row.role == "control" or row.control:
             cells[2] = f"*{cells[2]}*"
-        out.append(_line(cells))
+        out.append(table_line(cells))
     return out
-
-
-def escaped(cell: str) -> str:
-    r"""Return text that Markdown and HTML take as text.
-
-    >>> escaped("a|b <script>")
-    'a\\|b &lt;script&gt;'
-    """
-    one_line = " ".join(printable(cell).split())
-    safe = one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for mark in "\\`*_[]|":
-        safe = safe.replace(mark, "\\" + mark)
-    return safe.replace("\\[", "[").replace("\\]", "]") if "](" not in one_line else safe
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _summary(board: Leaderboard) -> str:
     n = len({row.method for row in board.rows})
-    return f"{board.records.count} records, {len(board.datasets)} datasets, {n} methods and controls."
+    told = f"{board.records.count} records, {len(board.datasets)} datasets, {n} methods and controls."
+    return told if board.rows or not board.kernels else f"{len(board.kernels)} cells of kernels, no records of methods."
 
 
 def _caption(row: Row, encoder: str) -> str:
@@ -252,12 +243,12 @@ def _caption(row: Row, encoder: str) -> str:
 
 
 def _overall(board: Leaderboard) -> Iterable[str]:
-    yield _line(("regime", "method", "datasets", "mean gain", "mean rank by gain", "mean rank by AULC"))
-    yield _line(("---", "---", "---:", "---:", "---:", "---:"))
+    yield table_line(("regime", "method", "datasets", "mean gain", "mean rank by gain", "mean rank by AULC"))
+    yield table_line(("---", "---", "---:", "---:", "---:", "---:"))
     for row in board.overall:
         some = "" if row.complete else " (not all)"
         cells = (bracketed(row.gain, "+.3f"), number(row.gain_rank, ".1f"), number(row.aulc_rank, ".1f"))
-        yield _line((row.regime, escaped(row.label), f"{row.datasets}{some}", *cells))
+        yield table_line((row.regime, escaped(row.label), f"{row.datasets}{some}", *cells))
 
 
 def _curve_table(curves: Sequence[Curve], headline: Row) -> list[str]:
@@ -271,11 +262,16 @@ def _curve_table(curves: Sequence[Curve], headline: Row) -> list[str]:
     if len(budgets) < 2:
         return []
     names = sorted(budgets, key=lambda n: (n == "all", budgets[n]))
-    out = [f"Accuracy by {shown[0].axis}:", "", _line(("method", *names)), _line(("---", *("---:" for _ in names)))]
+    out = [
+        f"Accuracy by {shown[0].axis}:",
+        "",
+        table_line(("method", *names)),
+        table_line(("---", *("---:" for _ in names))),
+    ]
     for curve in shown:
         found = {str(p.n): p.acc_macro.value for p in curve.points}
         if len(found) > 1:
-            out.append(_line((escaped(curve.label), *(number(found.get(n)) for n in names))))
+            out.append(table_line((escaped(curve.label), *(number(found.get(n)) for n in names))))
     return [*out, ""]
 
 
@@ -286,10 +282,12 @@ def _cost_section(board: Leaderboard) -> list[str]:
         return []
     head = ("device class", "dataset", "regime", "method", "fit s", "adapt ms per person", "comparisons per s")
     head = (*head, "parameters", "per person", "state bytes per person")
-    out = ["## Costs", "", "Medians over seeds; compare them only within one device class.", "", _line(head)]
-    out.append(_line("---" if i < 4 else "---:" for i in range(len(head))))
+    out = ["## Costs", "", "Medians over seeds; compare them only within one device class.", "", table_line(head)]
+    out.append(table_line("---" if i < 4 else "---:" for i in range(len(head))))
     for c in sorted(shown, key=lambda c: (c.device_class, c.dataset, c.encoder, c.regime, c.label)):
-        out.append(_line((escaped(c.device_class), escaped(c.dataset), c.regime, escaped(c.label), *cost_cells(c))))
+        out.append(
+            table_line((escaped(c.device_class), escaped(c.dataset), c.regime, escaped(c.label), *cost_cells(c)))
+        )
     return [*out, ""]
 
 

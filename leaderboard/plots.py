@@ -30,7 +30,9 @@ COLOURS = (
     "#66a61e",
     "#a6761d",
 )
-_GREYS = ("#6b6b6b", "#9a9a9a", "#b4b4b4", "#828282", "#4f4f4f", "#c8c8c8")
+GREYS = ("#6b6b6b", "#9a9a9a", "#b4b4b4", "#828282", "#4f4f4f", "#c8c8c8")
+# The names of figures: what of an earlier board is removed, and what is published.
+FIGURE_FILE = re.compile(r"(overview|(curve|bytes|kernel)-[a-z0-9.-]+)\.(svg|png)")
 _TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -40,11 +42,13 @@ def colours(board: Leaderboard) -> dict[str, str]:
     methods = sorted(label for label, role in roles.items() if role == "method")
     controls = sorted(label for label, role in roles.items() if role == "control")
     told = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(methods)}
-    return told | {label: _GREYS[i % len(_GREYS)] for i, label in enumerate(controls)}
+    return told | {label: GREYS[i % len(GREYS)] for i, label in enumerate(controls)}
 
 
 def figures(board: Leaderboard) -> dict[str, Spec]:
-    """Return every figure by file name: curves per dataset and regime, and accuracy against bytes per person."""
+    """Return every figure by file name: curves per dataset and regime, accuracy against bytes per person, kernels."""
+    from leaderboard.kernel_plots import kernel_figures
+
     palette = colours(board)
     out: dict[str, Spec] = {}
     for (dataset, encoder, regime), shown in _headline_curves(board).items():
@@ -55,7 +59,7 @@ def figures(board: Leaderboard) -> dict[str, Spec]:
         bytes_figure = _bytes_figure(rows, board.costs, palette, f"{dataset}, {regime} people ({encoder})")
         if bytes_figure:
             out[slug(f"bytes-{dataset}-{encoder}-{regime}")] = bytes_figure
-    return drawable(out)
+    return drawable(out | kernel_figures(board))
 
 
 def overview(board: Leaderboard) -> Spec | None:
@@ -233,7 +237,7 @@ def write_plots(board: Leaderboard, folder: Path) -> list[Path]:
         write_atomically(folder / f"{name}.png", vl_convert.vegalite_to_png(text, scale=2))
         written += [folder / f"{name}.svg", folder / f"{name}.png"]
     for stale in folder.glob("*.*"):
-        if stale not in written and re.fullmatch(r"(overview|(curve|bytes)-[a-z0-9.-]+)\.(svg|png)", stale.name):
+        if stale not in written and FIGURE_FILE.fullmatch(stale.name):
             stale.unlink()
     return written
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, RequestError
 from leaderboard.board import read_board
+from leaderboard.plots import FIGURE_FILE
 
 SUMS = "SHA256SUMS"
 HUB = "hf://datasets/"
-_SINGLE = ("leaderboard.json", "leaderboard.md", "leaderboard.csv", "site/index.html")
-_PLOTS = re.compile(r"(overview|(curve|bytes)-[a-z0-9.-]+)\.(svg|png)")
+_SINGLE = ("leaderboard.json", "leaderboard.md", "leaderboard.csv", "kernels.csv", "site/index.html")
 
 
 def publish(folder: Path, to: str, *, dry_run: bool = False) -> list[str]:
@@ -43,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     read_board(folder)
     out = {name: (folder / name).read_bytes() for name in _SINGLE if (folder / name).is_file()}
     for path in sorted((folder / "plots").glob("*")):
-        if _PLOTS.fullmatch(path.name) and path.is_file():
+        if FIGURE_FILE.fullmatch(path.name) and path.is_file():
             out[f"plots/{path.name}"] = path.read_bytes()
     out["schema/leaderboard.schema.json"] = schema_text("leaderboard.schema.json").encode()
     sums = "".join(f"{hashlib.sha256(raw).hexdigest()}  {name}\n" for name, raw in sorted(out.items()))

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from leaderboard.records import Count, DatasetId, Name, Regime, Sha256, Text
+from leaderboard.records import Amount, Count, DatasetId, Name, Regime, Sha256, Text
 
 BOARD_VERSION = 1
 DECIMALS = 6
 Budget = Count | Literal["all"]
 Badge = Literal["verified", "rescored", "reported"]
+COSTS = (
+    "fit_s",
+    "adapt_s_per_user",
+    "comparisons_per_s",
+    "trained_params",
+    "params_per_user",
+    "state_bytes_per_user",
+    "peak_device_bytes",
+    "peak_rss_delta_bytes",
+)
+_LEFT_OUT = frozenset({"imbalance", "control", *COSTS})
+# One short line: no control characters, and none of those that reverse or break a line.
+KernelName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=120,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufffe\uffff]*$",
+    ),
+]
+KernelRole = Literal["ours", "rival", "anchor"]
+KernelMode = Literal["forward", "backward", "both"]
+KernelGrad = Literal["rows", "dense"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def rounded(value: float | None) -> float | None:
@@ -23,6 +47,15 @@ def rounded(value: float | None) -> float | None:
     if value is None or value != value or value in (float("inf"), float("-inf")):
         return None
     return round(float(value), DECIMALS) + 0.0
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """Return a number with so many significant digits: what is measured in seconds or rates needs no decimals.
+
+    >>> significant(0.000123456), significant(98765.4), significant(0.0)
+    (0.0001235, 98770.0, 0.0)
+    """
+    return float(f"{value:.{digits}g}")
 
 
 class Shape(BaseModel):
@@ -63,8 +96,8 @@ class Place(Shape):
     n_train: Budget
     n_support: Count | None
     n_users: Budget
-    imbalance: Literal["zipf"] | None
-    control: Literal["user_shuffle"] | None
+    imbalance: Literal["zipf"] | None = None
+    control: Literal["user_shuffle"] | None = None
 
 
 class Row(Place):
@@ -145,20 +178,28 @@ class Overall(Shape):
 
 
 class CostRow(Place):
-    """What a row cost: the median over seeds on one device class. Not compared across classes."""
+    """What a row cost: the median over seeds on one device class. Not compared across classes.
+
+    A cost that nobody measured is left out of the file, as are no imbalance and no control: most rows have none.
+    """
 
     device_class: Text
     device: Text
     threads: Count
     seeds: list[int]
-    fit_s: float | None
-    adapt_s_per_user: float | None
-    comparisons_per_s: float | None
-    trained_params: float | None
-    params_per_user: float | None
-    state_bytes_per_user: float | None
-    peak_device_bytes: float | None
-    peak_rss_delta_bytes: float | None
+    fit_s: float | None = None
+    adapt_s_per_user: float | None = None
+    comparisons_per_s: float | None = None
+    trained_params: float | None = None
+    params_per_user: float | None = None
+    state_bytes_per_user: float | None = None
+    peak_device_bytes: float | None = None
+    peak_rss_delta_bytes: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _what_exists(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = whole(self)
+        return {name: value for name, value in told.items() if value is not None or name not in _LEFT_OUT}
 
 
 class Failure(Place):
@@ -183,6 +224,118 @@ class RecordsDigest(Shape):
     sha256: Sha256
 
 
+class KernelTiming(Shape):
+    """How one backend did on a cell: median and interquartile range in seconds; `fraction` is floor over median.
+
+    `grad` says which gradients of the factors it made, of active users ("rows") or of all ("dense"); `floor_s` stands
+    here where it is not that of the row, since dense gradients are more bytes to write. `error` is the relative one
+    against float64. What does not exist is left out of the file.
+    """
+
+    backend: KernelName
+    role: KernelRole
+    grad: KernelGrad | None = None
+    median_s: Positive
+    iqr_s: Amount
+    fraction: Positive
+    tokens_per_s: Amount
+    floor_s: Positive | None = None
+    error: Amount | None = None
+    repeatable: bool | None = None
+    extra_peak_bytes: Count | None = None
+
+    @model_serializer
+    def _what_exists(self) -> dict[str, Any]:
+        return {name: value for name, value in dict(self).items() if value is not None}
+
+
+class KernelRow(Shape):
+    """One cell in one mode on one device: its shape, its roofline, and every backend, all timed in one run.
+
+    `flops` and `bytes` are the least work there is, `floor_s` the time that this machine needs for it at the measured
+    `gemm_flops_per_s` and `bandwidth_bytes_per_s`; `plan_s` is what planning the batch took, once for all layers;
+    `run` names the run among `kernel_runs`.
+    """
+
+    kernel: Name
+    variant: KernelName
+    cell: KernelName
+    mode: KernelMode
+    tokens: Count
+    users: Count
+    active: Count
+    d_in: Count
+    d_out: Count
+    rank: Count
+    routing: KernelName
+    dtype: KernelName
+    device_class: KernelName
+    device: KernelName
+    threads: Count
+    flops: Count
+    bytes: Count
+    floor_s: Positive
+    gemm_flops_per_s: Positive
+    bandwidth_bytes_per_s: Positive
+    plan_s: Amount | None
+    run: Text
+    timings: list[KernelTiming]
+
+
+class KernelRatio(Shape):
+    """How many times faster a backend of ours was than a rival, as the geometric mean over the cells both were in."""
+
+    backend: KernelName
+    cells: int
+    ratio: Positive
+
+
+class KernelWorst(Shape):
+    """The cell in which a backend of ours did worst against the fastest rival there."""
+
+    ratio: Positive
+    cell: KernelName
+    rival: KernelName
+
+
+class KernelSummary(Shape):
+    """A backend of ours over all cells of one device, dtype, variant and mode; never over several device classes.
+
+    `ratio` is the geometric mean over cells of the fastest rival's median over ours, in the `compared` of the `cells`
+    that have a rival; `fraction` the median fraction of the roofline; `error` the largest; `repeatable` is true if
+    every cell was bitwise so.
+    """
+
+    kernel: Name
+    device_class: KernelName
+    device: KernelName
+    threads: Count
+    dtype: KernelName
+    variant: KernelName
+    mode: KernelMode
+    backend: KernelName
+    grad: KernelGrad | None
+    cells: int
+    compared: int
+    ratio: Positive | None
+    worst: KernelWorst | None
+    rivals: list[KernelRatio]
+    fraction: Positive
+    error: Amount | None
+    repeatable: bool | None
+
+
+class KernelRun(Shape):
+    """The run that kernel rows came from: `run` is the beginning of the sha256 of its file."""
+
+    run: Text
+    python: KernelName
+    packages: dict[KernelName, KernelName]
+    commit: KernelName | None
+    dirty: bool
+    cells: int
+
+
 class Leaderboard(Shape):
     """The whole file."""
 
@@ -196,6 +349,8 @@ class Leaderboard(Shape):
     curves: list[Curve]
     failures: list[Failure]
     skipped: list[Skipped]
-    kernels: list[dict[str, Any]]
+    kernels: list[KernelRow]
+    kernel_summaries: list[KernelSummary] = Field(default_factory=list[KernelSummary])
+    kernel_runs: list[KernelRun] = Field(default_factory=list[KernelRun])
     ledger: list[dict[str, Any]]
     costs: list[CostRow] = Field(default_factory=list[CostRow])

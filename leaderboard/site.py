@@ -7,6 +7,19 @@ import re
 from typing import Any, cast
 
 from datasets_registry.errors import printable
+from leaderboard.kernel_summaries import best_rival
+from leaderboard.kernel_tables import (
+    KERNEL_READING,
+    by_device,
+    cells_of,
+    device_title,
+    entrant,
+    measured_peaks,
+    milliseconds,
+    mode_title,
+    ratio_to_best,
+    shape,
+)
 from leaderboard.markdown import (
     READING,
     bracketed,
@@ -15,11 +28,11 @@ from leaderboard.markdown import (
     failure_lines,
     measured,
     notes,
-    number,
     skipped_lines,
 )
 from leaderboard.plots import by_dataset, figures, slug
 from leaderboard.rows import Leaderboard, Row
+from leaderboard.table_cells import number
 
 COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("acc_macro", "Accuracy", ".3f", "mean over people of the mean over their units"),
@@ -68,6 +81,7 @@ def site(board: Leaderboard) -> str:
         whisker=whisker,
         slug=slug,
         reading=READING.replace("`", "").replace("*", ""),
+        kernels=_kernels(board, specs),
         figures=embedded(specs),
         bundle=script_safe(cast(Any, vl_convert).javascript_bundle() if specs else ""),
     )
@@ -105,6 +119,38 @@ def _dataset(name: str, rows: list[Row], specs: dict[str, Any]) -> dict[str, Any
     shown = [c for c in COLUMNS if any(getattr(r, c[0]).value is not None for r in rows)]
     names = sorted((slug(m) for m in mine), key=lambda s: (not s.startswith("curve"), s))
     return {"name": name, "rows": rows, "columns": shown, "figures": [s for s in names if s in specs]}
+
+
+def _kernels(board: Leaderboard, specs: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the section of kernels shows: every backend of ours on every cell, runs, figures; none without."""
+    if not board.kernels:
+        return None
+    devices = [(device_title(device), measured_peaks(rows)) for device, rows in by_device(board.kernels).items()]
+    cells = [
+        {
+            "row": row,
+            "ours": ours,
+            "backend": entrant(ours),
+            "shape": shape(row),
+            "mode": mode_title(row.mode),
+            "rival": best_rival(row),
+            "ratio": ratio_to_best(row, ours),
+        }
+        for row in board.kernels
+        for ours in row.timings
+        if ours.role == "ours"
+    ]
+    return {
+        "reading": KERNEL_READING,
+        "devices": devices,
+        "summaries": [
+            {"row": s, "backend": entrant(s), "mode": mode_title(s.mode), "cells": cells_of(s)}
+            for s in board.kernel_summaries
+        ],
+        "cells": cells,
+        "ms": milliseconds,
+        "figures": sorted(name for name in specs if name.startswith("kernel-")),
+    }
 
 
 def _flat(method: dict[str, Any]) -> dict[str, Any]:

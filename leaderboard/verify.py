@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from datasets_registry.encoders import ENCODERS
 from datasets_registry.errors import HetprefError, RequestError
 from datasets_registry.protocol import FOLDS, N_SUPPORT_GRID, N_TRAIN_GRID, PROTOCOL
+from leaderboard.kernels import MAX_KERNEL_FILES, read_kernel_file
 from leaderboard.labels import Labels, Query, affordable
 from leaderboard.panel import BUILT_IN
 from leaderboard.records import FileRef, RunRecord, canonical_sha256, printable, record_key
@@ -68,13 +69,15 @@ class _Report:
 
 
 def verify(path: Path, labels: Labels | None = None) -> list[Refusal]:
-    """Return every reason to refuse a record file, a results folder or a submission; none means accepted.
+    """Return every reason to refuse a record or kernel file, a results folder or a submission; none means accepted.
 
     A folder with a manifest is a submission: it must hold nothing but what the manifest names, and enough seeds.
     Raises RequestError when there is nothing at the path.
     """
     report = _Report(labels or Labels())
-    if path.is_file():
+    if path.is_file() and path.parent.name == "kernels":
+        _kernel_file(path, path.parent.parent, report)
+    elif path.is_file():
         _record(path, _root_of(path), report)
     elif path.is_dir():
         _folder(path, report)
@@ -100,12 +103,32 @@ def _folder(root: Path, report: _Report) -> None:
         elif path.is_file() and path.suffix != ".json" and not path.name.endswith(".tmp"):
             report(_name(path, root), "file", path.suffix, "only .json files stand under records/")
     files = [p for p in ResultsFolder(root).record_files() if not p.is_symlink()]
-    if not files:
-        report("records", "files", "none", "records/<dataset>/<method>/<key>.json")
+    if not _kernels(root, report) and not files:
+        report("records", "files", "none", "records/<dataset>/<method>/<key>.json or kernels/*.json")
     found = [(_name(path, root), record) for path in files if (record := _record(path, root, report))]
     _cells(found, report)
     if manifest.exists():
         _seeds([record for _, record in found], report)
+
+
+def _kernels(root: Path, report: _Report) -> int:
+    """Check every file under `kernels/` and return how many kernel files there are."""
+    there = sorted((root / "kernels").rglob("*"))
+    files = [path for path in there if path.parent == root / "kernels" and path.suffix == ".json"]
+    for path in sorted({p for p in there if p.is_symlink() or p.is_file()} - set(files)):
+        if not path.name.endswith(".tmp"):
+            report(_name(path, root), "file", path.suffix, "only .json files stand under kernels/")
+    if len(files) > MAX_KERNEL_FILES:
+        report("kernels", "files", len(files), f"at most {MAX_KERNEL_FILES}")
+    for path in files[:MAX_KERNEL_FILES]:
+        _kernel_file(path, root, report)
+    return len(files)
+
+
+def _kernel_file(path: Path, root: Path, report: _Report) -> None:
+    for fault in read_kernel_file(path).faults:
+        where = f"{fault.row}: {fault.field}" if fault.row else fault.field
+        report(_name(path, root), where, fault.found, fault.required)
 
 
 def _bundle(root: Path, report: _Report) -> None:

@@ -179,16 +179,3 @@ def test_a_ledger_that_is_not_of_objects_is_said(bench, tmp_path, line):
     (other.root / "submissions.jsonl").write_text('{"method": "a"}\n' + line + "\n")
     with pytest.raises(DataError, match=r"submissions\.jsonl.*append-only"):
         build_board([other.root], (), other.labels)
-
-
-@pytest.mark.parametrize("told", ["[1]", '{"benchmarks": [[1]]}', '{"benchmarks": ["a"]}', '{"benchmarks": NaN}'])
-def test_a_kernel_file_that_is_none_is_left_out(bench, tmp_path, told):
-    other = Bench(tmp_path / "r", data=bench.data, n_train=("all",), n_support=(), seeds=1)
-    other.run({"pooled-bt": pooled})
-    (other.root / "kernels").mkdir()
-    (other.root / "kernels" / "a.json").write_text(told)
-    stats = '{"benchmarks": [{"name": "a", "stats": {"median": NaN, "iqr": 1}}]}'
-    (other.root / "kernels" / "b.json").write_text(stats)
-    built = build_board([other.root], (), other.labels)
-    assert built.leaderboard.kernels == []
-    assert built.to_json()

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cli import app
-from leaderboard.board import read_board
+from leaderboard.board import Board, read_board
+from leaderboard.kernel_tables import END as KERNELS_END
+from leaderboard.kernel_tables import START as KERNELS_START
+from leaderboard.kernel_tables import kernels_block
 from leaderboard.markdown import END, START, readme_block
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +20,17 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_results_are_those_of_the_committed_leaderboard():
     told = README.split(START + "\n")[1].split(END)[0]
     assert told == readme_block(read_board(ROOT / "docs" / "board" / "leaderboard.json"))
+
+
+def test_the_kernels_are_those_of_the_committed_leaderboard():
+    told = README.split(KERNELS_START + "\n")[1].split(KERNELS_END)[0]
+    assert told == kernels_block(read_board(ROOT / "docs" / "board" / "leaderboard.json"))
+
+
+def test_the_committed_leaderboard_is_as_it_is_written_and_small():
+    file = ROOT / "docs" / "board" / "leaderboard.json"
+    assert file.read_text(encoding="utf-8") == Board(read_board(file)).to_json()
+    assert file.stat().st_size < 1 << 20
 
 
 def test_the_committed_leaderboard_covers_the_main_job():
@@ -34,7 +48,7 @@ def test_the_committed_leaderboard_covers_the_main_job():
 @pytest.mark.parametrize("file", [README, *((p.read_text(encoding="utf-8")) for p in (ROOT / "docs").glob("*.md"))])
 def test_commands_that_are_named_exist(file):
     known = {c.name or c.callback.__name__ for c in app.registered_commands}
-    assert set(re.findall(r"`?\bhetpref ([a-z]+) ", file)) <= known | {"results"}
+    assert set(re.findall(r"`?\bhetpref ([a-z]+) ", file)) <= known | {"results", "kernels"}
 
 
 def test_files_that_are_linked_exist():

@@ -1,0 +1,126 @@
+"""Figures of kernels: throughput and the share of the roofline against users and against tokens, one line a backend.
+
+A line joins cells that differ in the axis alone or, where a grid has too few of those, in rank and routing, too: then
+the title says so, and the share of the roofline has the difference in its floor. At a point all backends had one cell.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from leaderboard.kernel_tables import device_title, entrant, mode_title
+from leaderboard.plots import COLOURS, GREYS, Spec, slug
+from leaderboard.rows import KernelRow, KernelTiming, Leaderboard
+
+Axis = Literal["users", "tokens"]
+_DASHES = {"ours": [1, 0], "rival": [6, 3], "anchor": [1, 3]}
+_OTHERS: dict[Axis, Axis] = {"users": "tokens", "tokens": "users"}
+
+
+def kernel_figures(board: Leaderboard) -> dict[str, Spec]:
+    """Return a figure per device, dtype, variant and mode by file name, where cells differ in users or in tokens."""
+    groups: dict[tuple[Any, ...], list[KernelRow]] = defaultdict(list)
+    for row in board.kernels:
+        device = (row.device_class, row.device, row.threads)
+        groups[*device, row.kernel, row.dtype, row.variant, row.mode].append(row)
+    out: dict[str, Spec] = {}
+    for (device_class, device, threads, kernel, dtype, variant, mode), rows in groups.items():
+        panels: dict[Axis, list[KernelRow]] = {
+            axis: cells for axis in _OTHERS if len(cells := longest_slice(rows, axis)) > 1
+        }
+        if panels:
+            where = device_title((device_class, device, threads))
+            title = f"{kernel}, {variant}, {dtype}, {mode_title(mode)}, on {where}"
+            name = f"kernel-{kernel}-{dtype}-{variant}-{mode}-{device_class}-{device}-{threads}"
+            out[slug(name)] = _figure(panels, rows, title)
+    return out
+
+
+def longest_slice(rows: Sequence[KernelRow], axis: Axis) -> list[KernelRow]:
+    """Return the cells that differ in users, or in tokens, alone: of all such sets one with the most of them.
+
+    Where a set that also differs in rank and routing has more, it is that one. Of several of one length it is the
+    largest: the one with more of the other axis, and of larger matrices.
+    """
+    return max(_slices(rows, axis, 5), _slices(rows, axis, 3), key=len)
+
+
+def _slices(rows: Sequence[KernelRow], axis: Axis, fixed: int) -> list[KernelRow]:
+    """Return the longest set of cells that agree in the first `fixed` of shape, rank and routing, by the axis."""
+    found: dict[tuple[Any, ...], dict[int, KernelRow]] = defaultdict(dict)
+    for row in rows:
+        rest = (getattr(row, _OTHERS[axis]), row.d_in, row.d_out, row.rank, row.routing)[:fixed]
+        found[rest].setdefault(getattr(row, axis), row)
+    rest = max(found, key=lambda rest: (len(found[rest]), rest))
+    return [row for n, row in sorted(found[rest].items()) if n > 0]
+
+
+def _figure(panels: dict[Axis, list[KernelRow]], rows: Sequence[KernelRow], title: str) -> Spec:
+    """Return a column of two panels per axis, throughput over the share of the roofline, under one legend."""
+    timings = {entrant(t): t for row in rows for t in row.timings}
+    colour = _colour(timings)
+    columns: list[Spec] = []
+    for axis, cells in panels.items():
+        values = [
+            {
+                "backend": entrant(t),
+                "role": t.role,
+                axis: getattr(row, axis),
+                "tokens per second": t.tokens_per_s,
+                "share of the roofline": t.fraction,
+                "ms": 1000 * t.median_s,
+                "cell": row.cell,
+            }
+            for row in cells
+            for t in row.timings
+        ]
+        x = {
+            "field": axis,
+            "type": "quantitative",
+            "scale": {"type": "log", "base": 2, "nice": False},
+            "axis": {"values": [getattr(row, axis) for row in cells], "format": "d", "title": axis},
+        }
+        speed = {"field": "tokens per second", "scale": {"type": "log"}, "axis": {"format": "~s"}}
+        share = {"field": "share of the roofline", "scale": {"zero": True}, "axis": {"format": ".0%"}}
+        above = _panel(values, {"x": x, "y": {**speed, "type": "quantitative"}, "color": colour})
+        below = _panel(values, {"x": x, "y": {**share, "type": "quantitative"}, "color": colour})
+        columns.append({"vconcat": [{**above, "title": _fixed(cells, axis)}, below]})
+    return {"title": title, "hconcat": columns, "resolve": {"scale": {"color": "shared"}}}
+
+
+def _panel(values: list[Spec], encoding: Spec) -> Spec:
+    dash = {"field": "role", "scale": {"domain": list(_DASHES), "range": list(_DASHES.values())}, "legend": None}
+    tooltip = [{"field": "backend"}, {"field": "cell"}, {"field": "ms", "format": ".3~g"}]
+    tooltip += [{"field": "share of the roofline", "format": ".0%"}]
+    return {
+        "data": {"values": values},
+        "width": 300,
+        "height": 190,
+        "encoding": encoding,
+        "layer": [
+            {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"strokeDash": dash}},
+            {"mark": {"type": "point", "filled": True, "size": 36}, "encoding": {"tooltip": tooltip}},
+        ],
+    }
+
+
+def _colour(timings: dict[str, KernelTiming]) -> Spec:
+    """Return the colour of each backend: ours first, then rivals, anchors in grey."""
+    order = sorted(timings, key=lambda name: (list(_DASHES).index(timings[name].role), name))
+    coloured = [name for name in order if timings[name].role != "anchor"]
+    greys = [name for name in order if timings[name].role == "anchor"]
+    shades = [COLOURS[i % len(COLOURS)] for i in range(len(coloured))]
+    shades += [GREYS[i % len(GREYS)] for i in range(len(greys))]
+    legend = {"title": None, "symbolType": "circle", "symbolOpacity": 1, "labelLimit": 240}
+    scale = {"domain": [*coloured, *greys], "range": shades}
+    return {"field": "backend", "type": "nominal", "scale": scale, "legend": legend}
+
+
+def _fixed(cells: Sequence[KernelRow], axis: Axis) -> str:
+    """Return in words what the cells of a line have in common, and what else differs in them."""
+    other, ranks, routings = _OTHERS[axis], {c.rank for c in cells}, {c.routing for c in cells}
+    told = [f"{cells[0].d_in} to {cells[0].d_out}", f"{getattr(cells[0], other):,} {other}"]
+    told.append(f"rank {min(ranks)}" if len(ranks) == 1 else f"ranks {min(ranks)} to {max(ranks)}")
+    return ", ".join([*told, min(routings) if len(routings) == 1 else "several routings"])

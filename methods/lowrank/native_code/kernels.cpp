@@ -1,0 +1,432 @@
+// The arithmetic, compiled once per instruction set. Two kernels do all of it:
+//   dots:    out[m, r] = sum_d  x[m, d] * a[r, d]      (A x, and B^T dy)
+//   combine: out[i, d] = init[i, d] + sum_k w[i, k] * v[k, d]   (y, dx, and the gradients of the factors)
+// No function of the C++ library is used here: the linker could take its code for one instruction set for all.
+#include "abi.h"
+
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 64, COLUMNS = 4;
+#elif defined(__AVX__)
+constexpr int WIDTH = 32, COLUMNS = 2;
+#else
+constexpr int WIDTH = 16, COLUMNS = 2;
+#endif
+constexpr int64_t BLOCK = 64;                 // tokens that are worked on together
+constexpr int64_t STREAM_BYTES = 8 << 20;     // results beyond this pass by the caches
+constexpr int64_t FACTOR_COLUMNS = 512;       // columns of a factor's gradient that stay in the first cache
+constexpr int64_t STRIP_BYTES = 16 << 10;     // of what `combine` reads for every row of its result
+constexpr int64_t CHUNK_BYTES = 32 << 10;     // of a factor, that stay there while tokens pass
+
+typedef uint16_t bfloat16;
+typedef float floats __attribute__((vector_size(WIDTH)));
+typedef double doubles __attribute__((vector_size(WIDTH)));
+typedef uint32_t words __attribute__((vector_size(WIDTH)));
+typedef uint16_t halfwords __attribute__((vector_size(WIDTH / 2)));
+
+template <class S> struct Sum { typedef float type; typedef floats vector; };
+template <> struct Sum<double> { typedef double type; typedef doubles vector; };
+template <class S> constexpr int LANES = WIDTH / sizeof(typename Sum<S>::type);
+
+inline floats load(const float *p) { floats v; std::memcpy(&v, p, WIDTH); return v; }
+inline doubles load(const double *p) { doubles v; std::memcpy(&v, p, WIDTH); return v; }
+inline floats load(const bfloat16 *p) {
+    halfwords h;
+    std::memcpy(&h, p, WIDTH / 2);
+    return (floats)(__builtin_convertvector(h, words) << 16);
+}
+inline void store(float *p, floats v) { std::memcpy(p, &v, WIDTH); }
+inline void store(double *p, doubles v) { std::memcpy(p, &v, WIDTH); }
+inline void store(bfloat16 *p, floats v) {
+    words bits = (words)v;
+    words rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    words quiet = (bits | 0x400000);
+    bits = (v == v) ? rounded : quiet; // rounding could carry a NaN into an infinity
+    halfwords h = __builtin_convertvector(bits >> 16, halfwords);
+    std::memcpy(p, &h, WIDTH / 2);
+}
+inline void store_past_cache(float *p, floats v) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX__)
+    _mm256_stream_ps(p, (__m256)v);
+#elif defined(__SSE2__)
+    _mm_stream_ps(p, (__m128)v);
+#else
+    store(p, v);
+#endif
+}
+inline void store_past_cache(double *p, doubles v) { store_past_cache((float *)p, (floats)v); }
+inline void store_past_cache(bfloat16 *p, floats v) { store(p, v); }
+
+inline float number(float v) { return v; }
+inline double number(double v) { return v; }
+inline float number(bfloat16 v) {
+    uint32_t bits = (uint32_t)v << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+inline void put(float *p, float v) { *p = v; }
+inline void put(double *p, double v) { *p = v; }
+inline void put(bfloat16 *p, float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, 4);
+    bits = v == v ? bits + 0x7fff + ((bits >> 16) & 1) : bits | 0x400000;
+    *p = (bfloat16)(bits >> 16);
+}
+
+// f(0), ..., f(N - 1) with constants: a loop would keep the tile of sums in memory, not in registers.
+template <int I> struct Index { constexpr operator int() const { return I; } };
+template <int N, class F> inline __attribute__((always_inline)) void each(const F &f) {
+    if constexpr (N > 0) {
+        each<N - 1>(f);
+        f(Index<N - 1>{});
+    }
+}
+#define INLINE __attribute__((always_inline))
+
+// Sums of the lanes of LANES vectors at once: pairs are folded into one vector until one is left, whose lane i is the
+// sum of vector i. Folding takes blocks of `BLOCK` lanes: the even ones of both vectors plus the odd ones of both.
+template <int N, int BLOCK, bool ODD> constexpr int source(int lane) {
+    const int half = lane < N / 2 ? 0 : 1, place = lane % (N / 2);
+    return half * N + (2 * (place / BLOCK) + (ODD ? 1 : 0)) * BLOCK + place % BLOCK;
+}
+template <int N, int BLOCK, bool ODD, class V, int... I>
+inline INLINE V blocks_of(V a, V b, std::integer_sequence<int, I...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, source<N, BLOCK, ODD>(I)...);
+#else
+    typedef std::conditional_t<sizeof(a[0]) == 8, int64_t, int32_t> Place;
+    typedef Place Places __attribute__((vector_size(sizeof(V))));
+    return __builtin_shuffle(a, b, Places{source<N, BLOCK, ODD>(I)...});
+#endif
+}
+template <int N, int BLOCK, class V> inline INLINE V fold(V a, V b) {
+    constexpr std::make_integer_sequence<int, N> lanes{};
+    return blocks_of<N, BLOCK, false>(a, b, lanes) + blocks_of<N, BLOCK, true>(a, b, lanes);
+}
+// The sums of vectors FIRST .. FIRST + COUNT - 1 of N, as consecutive blocks of lanes; what is beyond N is zero.
+template <int N, int FIRST, int COUNT, int L, class V> inline INLINE V sums_of(const V *v) {
+    if constexpr (FIRST >= N) return V{};
+    else if constexpr (COUNT == 1) return v[FIRST];
+    else
+        return fold<L, L / COUNT>(sums_of<N, FIRST, COUNT / 2, L>(v), sums_of<N, FIRST + COUNT / 2, COUNT / 2, L>(v));
+}
+
+template <class S, int M, int R>
+inline void dots_tile(const S *const *x, const S *a, int64_t d, int64_t first, int64_t last,
+                      typename Sum<S>::type *out, int64_t rank) {
+    typedef typename Sum<S>::vector V;
+    constexpr int L = LANES<S>;
+    V sum[M][R];
+    each<M>([&](auto m) INLINE { each<R>([&](auto r) INLINE { sum[m][r] = V{}; }); });
+    int64_t c = first;
+    for (; c + L <= last; c += L) {
+        V row[R];
+        each<R>([&](auto r) INLINE { row[r] = load(a + r * d + c); });
+        each<M>([&](auto m) INLINE {
+            const V v = load(x[m] + c);
+            each<R>([&](auto r) INLINE { sum[m][r] += v * row[r]; });
+        });
+    }
+    constexpr int GROUPS = (M * R + L - 1) / L;
+    typename Sum<S>::type sums[GROUPS * L];
+    each<GROUPS>([&](auto g) INLINE { store(sums + g * L, sums_of<M * R, g * L, L, L>(&sum[0][0])); });
+    each<M>([&](auto m) INLINE {
+        each<R>([&](auto r) INLINE {
+            auto s = sums[m * R + r];
+            for (int64_t k = c; k < last; k++) s += number(x[m][k]) * number(a[r * d + k]);
+            out[m * rank + r] += s;
+        });
+    });
+}
+
+template <class S, int M>
+inline void dots_ranks(const S *const *x, const S *a, int64_t d, int64_t first, int64_t last,
+                       typename Sum<S>::type *out, int64_t rank) {
+    int64_t r = 0;
+    for (; r + 4 <= rank; r += 4) dots_tile<S, M, 4>(x, a + r * d, d, first, last, out + r, rank);
+    switch (rank - r) {
+    case 3: dots_tile<S, M, 3>(x, a + r * d, d, first, last, out + r, rank); break;
+    case 2: dots_tile<S, M, 2>(x, a + r * d, d, first, last, out + r, rank); break;
+    case 1: dots_tile<S, M, 1>(x, a + r * d, d, first, last, out + r, rank); break;
+    }
+}
+
+// out [n, rank] = rows x of d numbers times a [rank, d] transposed
+template <class S>
+void dots(const S *const *x, int64_t n, const S *a, int64_t d, typename Sum<S>::type *out, int64_t rank) {
+    constexpr int M = WIDTH == 64 ? 4 : 2;
+    for (int64_t i = 0; i < n * rank; i++) out[i] = 0;
+    int64_t chunk = CHUNK_BYTES / (int64_t)sizeof(S) / (rank > 0 ? rank : 1) / 64 * 64;
+    chunk = chunk < 512 ? 512 : chunk > 2048 ? 2048 : chunk;
+    for (int64_t first = 0; first < d; first += chunk) {
+        int64_t last = first + chunk < d ? first + chunk : d, m = 0;
+        for (; m + M <= n; m += M) dots_ranks<S, M>(x + m, a, d, first, last, out + m * rank, rank);
+        switch (n - m) {
+        case 3: dots_ranks<S, 3>(x + m, a, d, first, last, out + m * rank, rank); break;
+        case 2: dots_ranks<S, 2>(x + m, a, d, first, last, out + m * rank, rank); break;
+        case 1: dots_ranks<S, 1>(x + m, a, d, first, last, out + m * rank, rank); break;
+        }
+    }
+}
+
+// Weights w[i, k] stand at w + i * wi + k * wk; init rows may be null (zero) and may be the out rows.
+template <class A> struct Weights { const A *w; int64_t wi, wk; };
+
+template <class S, int I, int C, bool STREAM>
+inline void combine_tile(S *const *out, const S *const *init, Weights<typename Sum<S>::type> w, const S *const *v,
+                         int64_t n, int64_t c) {
+    typedef typename Sum<S>::vector V;
+    constexpr int L = LANES<S>;
+    V sum[I][C];
+    if (init) each<I>([&](auto i) INLINE { each<C>([&](auto j) INLINE { sum[i][j] = load(init[i] + c + j * L); }); });
+    else each<I>([&](auto i) INLINE { each<C>([&](auto j) INLINE { sum[i][j] = V{}; }); });
+    for (int64_t k = 0; k < n; k++) {
+        V row[C];
+        each<C>([&](auto j) INLINE { row[j] = load(v[k] + c + j * L); });
+        each<I>([&](auto i) INLINE {
+            const auto weight = w.w[i * w.wi + k * w.wk];
+            each<C>([&](auto j) INLINE { sum[i][j] += weight * row[j]; });
+        });
+    }
+    each<I>([&](auto i) INLINE {
+        each<C>([&](auto j) INLINE {
+            if constexpr (STREAM) store_past_cache(out[i] + c + j * L, sum[i][j]);
+            else store(out[i] + c + j * L, sum[i][j]);
+        });
+    });
+}
+
+template <class S, int I, bool STREAM>
+inline void combine_strip(S *const *out, const S *const *init, Weights<typename Sum<S>::type> w, const S *const *v,
+                          int64_t n, int64_t first, int64_t last) {
+    constexpr int L = LANES<S>;
+    int64_t c = first;
+    for (; c + COLUMNS * L <= last; c += COLUMNS * L) combine_tile<S, I, COLUMNS, STREAM>(out, init, w, v, n, c);
+    for (; c + L <= last; c += L) combine_tile<S, I, 1, STREAM>(out, init, w, v, n, c);
+    for (; c < last; c++)
+        for (int i = 0; i < I; i++) {
+            typename Sum<S>::type s = init ? number(init[i][c]) : 0;
+            for (int64_t k = 0; k < n; k++) s += w.w[i * w.wi + k * w.wk] * number(v[k][c]);
+            put(out[i] + c, s);
+        }
+}
+
+template <class S, bool STREAM>
+void combine_columns(S *const *out, const S *const *init, int64_t rows, Weights<typename Sum<S>::type> w,
+                     const S *const *v, int64_t n, int64_t first, int64_t last) {
+    // Strips of v that stay in the first cache while rows of out pass: long enough for the prefetcher to follow.
+    constexpr int64_t TILE = COLUMNS * LANES<S>;
+    int64_t strip = STRIP_BYTES / (int64_t)sizeof(S) / (n > 0 ? n : 1) / TILE * TILE;
+    strip = strip < TILE ? TILE : strip;
+    auto part = [&](int64_t at) { return Weights<typename Sum<S>::type>{w.w + at * w.wi, w.wi, w.wk}; };
+    auto from = [&](int64_t at) { return init ? init + at : nullptr; };
+    for (int64_t c = first; c < last; c += strip) {
+        const int64_t until = c + strip < last ? c + strip : last;
+        int64_t i = 0;
+        for (; i + 4 <= rows; i += 4) combine_strip<S, 4, STREAM>(out + i, from(i), part(i), v, n, c, until);
+        switch (rows - i) {
+        case 3: combine_strip<S, 3, STREAM>(out + i, from(i), part(i), v, n, c, until); break;
+        case 2: combine_strip<S, 2, STREAM>(out + i, from(i), part(i), v, n, c, until); break;
+        case 1: combine_strip<S, 1, STREAM>(out + i, from(i), part(i), v, n, c, until); break;
+        }
+    }
+}
+
+template <class S>
+void combine(S *const *out, const S *const *init, int64_t rows, Weights<typename Sum<S>::type> w, const S *const *v,
+             int64_t n, int64_t first, int64_t last, bool stream) {
+    // Streaming stores want whole vectors at aligned places.
+    for (int64_t i = 0; stream && i < rows; i++) stream = (uintptr_t)(out[i] + first) % WIDTH == 0;
+    if (stream) combine_columns<S, true>(out, init, rows, w, v, n, first, last);
+    else combine_columns<S, false>(out, init, rows, w, v, n, first, last);
+}
+
+template <class S> struct Kernels {
+    typedef typename Sum<S>::type A;
+
+    static const S *of(const void *factor, int64_t stride, int64_t user) { return (const S *)factor + stride * user; }
+
+    static A scale_of(const LowrankCall *call, int64_t user) {
+        return call->user_scale ? ((const A *)call->user_scale)[user] : (A)call->scale;
+    }
+
+    static int64_t row_of(const LowrankCall *call, int64_t segment) {
+        return call->rows ? segment : call->users[segment];
+    }
+
+    static void rows_at(const LowrankCall *call, const void *first, int64_t stride, int64_t start, int64_t n,
+                        const S **rows) {
+        for (int64_t i = 0; i < n; i++) rows[i] = (const S *)first + call->order[start + i] * stride;
+    }
+
+    static void ranks_at(const S *factor, int64_t d, int64_t rank, const S **rows) {
+        for (int64_t r = 0; r < rank; r++) rows[r] = factor + r * d;
+    }
+
+    // z = C h, or C^T h with `back`
+    static void through(const LowrankCall *call, int64_t user, const A *h, A *z, bool back) {
+        const int64_t rank = call->rank;
+        if (call->core_kind == 0) {
+            for (int64_t i = 0; i < rank; i++) z[i] = h[i];
+        } else if (call->core_kind == 2) {
+            const S *core = (const S *)call->core + user * rank;
+            for (int64_t i = 0; i < rank; i++) z[i] = number(core[i]) * h[i];
+        } else {
+            const S *core = (const S *)call->core + user * rank * rank;
+            for (int64_t i = 0; i < rank; i++) {
+                A s = 0;
+                for (int64_t j = 0; j < rank; j++) s += number(core[back ? j * rank + i : i * rank + j]) * h[j];
+                z[i] = s;
+            }
+        }
+    }
+
+    static void plain(const LowrankCall *call, int64_t start, int64_t end, bool backward) {
+        for (int64_t t = start; t < end; t++) {
+            const int64_t token = call->order[t];
+            if (backward) {
+                if (call->dx && !call->accumulate)
+                    std::memset((S *)call->dx + token * call->d_in, 0, call->d_in * sizeof(S));
+                continue;
+            }
+            S *y = (S *)call->y + token * call->d_out;
+            const S *base = call->base ? (const S *)call->base + token * call->base_stride : nullptr;
+            if (!base) std::memset(y, 0, call->d_out * sizeof(S));
+            else if (base != y) std::memcpy(y, base, call->d_out * sizeof(S));
+        }
+    }
+
+    static void forward(const LowrankCall *call, int64_t segment, int64_t start, int64_t end) {
+        const int64_t rank = call->rank, user = call->users[segment];
+        const bool stream = call->tokens * call->d_out * (int64_t)sizeof(S) > STREAM_BYTES;
+        const S *a = of(call->a, call->a_stride, user), *b = of(call->b, call->b_stride, user);
+        const A scale = scale_of(call, user);
+        const S *x[BLOCK], *base[BLOCK], *ranks[LOWRANK_MAX_RANK];
+        S *y[BLOCK];
+        A z[BLOCK * LOWRANK_MAX_RANK];
+        ranks_at(b, call->d_out, rank, ranks);
+        for (int64_t at = start; at < end; at += BLOCK) {
+            const int64_t n = end - at < BLOCK ? end - at : BLOCK;
+            A *h = (A *)call->hidden + at * rank;
+            rows_at(call, call->x, call->x_stride, at, n, x);
+            rows_at(call, call->y, call->d_out, at, n, (const S **)y);
+            if (call->base) rows_at(call, call->base, call->base_stride, at, n, base);
+            dots<S>(x, n, a, call->d_in, h, rank);
+            for (int64_t i = 0; i < n; i++) {
+                through(call, user, h + i * rank, z + i * rank, false);
+                for (int64_t r = 0; r < rank; r++) z[i * rank + r] *= scale;
+            }
+            combine<S>(y, call->base ? base : nullptr, n, {z, rank, 1}, ranks, rank, 0, call->d_out, stream);
+        }
+    }
+
+    // g = B^T dy, dL/d(A x) = C^T scale g and scale C A x into the scratch; dx
+    static void hidden(const LowrankCall *call, int64_t segment, int64_t start, int64_t end) {
+        const int64_t rank = call->rank, user = call->users[segment], whole = call->tokens * rank;
+        const bool stream = call->tokens * call->d_in * (int64_t)sizeof(S) > STREAM_BYTES;
+        const S *a = of(call->a, call->a_stride, user), *b = of(call->b, call->b_stride, user);
+        const A scale = scale_of(call, user);
+        const S *dy[BLOCK], *ranks[LOWRANK_MAX_RANK];
+        S *dx[BLOCK];
+        ranks_at(a, call->d_in, rank, ranks);
+        for (int64_t at = start; at < end; at += BLOCK) {
+            const int64_t n = end - at < BLOCK ? end - at : BLOCK;
+            const A *h = (const A *)call->hidden + at * rank;
+            A *g = (A *)call->scratch + at * rank, *dh = g + whole, *z = dh + whole;
+            rows_at(call, call->dy, call->dy_stride, at, n, dy);
+            dots<S>(dy, n, b, call->d_out, g, rank);
+            for (int64_t i = 0; i < n; i++) {
+                through(call, user, g + i * rank, dh + i * rank, true);
+                through(call, user, h + i * rank, z + i * rank, false);
+                for (int64_t r = 0; r < rank; r++) dh[i * rank + r] *= scale, z[i * rank + r] *= scale;
+            }
+            if (!call->dx) continue;
+            rows_at(call, call->dx, call->d_in, at, n, (const S **)dx);
+            combine<S>(dx, call->accumulate ? (const S *const *)dx : nullptr, n, {dh, rank, 1}, ranks, rank, 0,
+                       call->d_in, stream && !call->accumulate);
+        }
+    }
+
+    static void narrow(const LowrankCall *call, int64_t segment, int64_t start, int64_t end) {
+        const int64_t rank = call->rank, user = call->users[segment], row = row_of(call, segment);
+        const A *g = (const A *)call->scratch, *h = (const A *)call->hidden;
+        const A scale = scale_of(call, user);
+        if (call->dscale) {
+            A sum = call->accumulate ? ((A *)call->dscale)[row] : 0, z[LOWRANK_MAX_RANK];
+            for (int64_t t = start; t < end; t++) {
+                through(call, user, h + t * rank, z, false);
+                for (int64_t r = 0; r < rank; r++) sum += g[t * rank + r] * z[r];
+            }
+            ((A *)call->dscale)[row] = sum;
+        }
+        if (!call->dcore) return;
+        const int64_t columns = call->core_kind == 1 ? rank : 1;
+        S *out = (S *)call->dcore + row * rank * columns;
+        for (int64_t i = 0; i < rank; i++)
+            for (int64_t j = 0; j < columns; j++) {
+                A sum = 0;
+                const int64_t other = call->core_kind == 1 ? j : i;
+                for (int64_t t = start; t < end; t++) sum += g[t * rank + i] * h[t * rank + other];
+                sum *= scale;
+                put(out + i * columns + j, call->accumulate ? number(out[i * columns + j]) + sum : sum);
+            }
+    }
+
+    static void factor(const LowrankCall *call, int which, int64_t row, int64_t start, int64_t end, int64_t first,
+                       int64_t last) {
+        const int64_t rank = call->rank, d = which ? call->d_out : call->d_in, whole = call->tokens * rank;
+        const void *wide = which ? call->dy : call->x;
+        const int64_t stride = which ? call->dy_stride : call->x_stride;
+        const A *weights = (const A *)call->scratch + (which ? 2 : 1) * whole;
+        const bool stream = call->n_active * rank * d * (int64_t)sizeof(S) > STREAM_BYTES && end - start <= BLOCK;
+        S *out[LOWRANK_MAX_RANK];
+        const S *v[BLOCK];
+        ranks_at((const S *)(which ? call->db : call->da) + row * rank * d, d, rank, (const S **)out);
+        if (start == end && !call->accumulate)
+            for (int64_t r = 0; r < rank; r++) std::memset(out[r] + first, 0, (last - first) * sizeof(S));
+        for (int64_t c = first; c < last; c += FACTOR_COLUMNS) {
+            const int64_t until = c + FACTOR_COLUMNS < last ? c + FACTOR_COLUMNS : last;
+            for (int64_t at = start; at < end; at += BLOCK) {
+                const int64_t n = end - at < BLOCK ? end - at : BLOCK;
+                const bool add = call->accumulate || at > start;
+                rows_at(call, wide, stride, at, n, v);
+                combine<S>(out, add ? (const S *const *)out : nullptr, rank, {weights + at * rank, 1, rank}, v, n, c,
+                           until, stream && !add);
+            }
+        }
+    }
+
+    static void absent(const LowrankCall *call, int64_t user) {
+        const int64_t rank = call->rank, core = call->core_kind == 1 ? rank * rank : rank;
+        if (call->da && call->a_stride) std::memset((S *)call->da + user * rank * call->d_in, 0, rank * call->d_in * sizeof(S));
+        if (call->db && call->b_stride) std::memset((S *)call->db + user * rank * call->d_out, 0, rank * call->d_out * sizeof(S));
+        if (call->dcore) std::memset((S *)call->dcore + user * core, 0, core * sizeof(S));
+        if (call->dscale) ((A *)call->dscale)[user] = 0;
+    }
+
+    static void fence() {
+#if defined(__SSE2__)
+        _mm_sfence();
+#endif
+    }
+
+    static constexpr LowrankKernels table = {plain, forward, hidden, narrow, factor, absent, fence};
+};
+
+const LowrankKernels tables[] = {Kernels<float>::table, Kernels<double>::table, Kernels<bfloat16>::table};
+
+} // namespace
+
+// LOWRANK_KERNELS is a name of its own for every instruction set.
+extern "C" const LowrankKernels *LOWRANK_KERNELS(void) { return tables; }
