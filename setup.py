@@ -45,9 +45,7 @@ class BuildKernels(build_ext):
 
 setup(
     ext_modules=[
-        Extension(
-            "methods.lowrank._native", [str(CODE / "kernels.cpp"), str(CODE / "dispatch.cpp")], optional=True
-        )
+        Extension("methods.lowrank._native", [str(CODE / "kernels.cpp"), str(CODE / "dispatch.cpp")], optional=True)
     ],
     cmdclass={"build_ext": BuildKernels},
 )

@@ -105,6 +105,7 @@ def run(
     memory_limit: Annotated[int | None, typer.Option(min=64, help="Megabytes a cell may add.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cells.")] = False,
     pages: Annotated[bool, typer.Option(help="Draw plots and the page, too.")] = True,
+    kernels: Annotated[bool, typer.Option(help="End with the kernel benchmark, if the suite has it.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a suite, write its records and leaderboard, and print the table.
@@ -114,6 +115,7 @@ def run(
     Example: hetpref run quick --methods p-share-lora-linear,pooled-bt --datasets electricity --seeds 3
     """
     from benchmarks.display import LiveProgress
+    from benchmarks.kernel_step import measure_kernels
     from benchmarks.runner import Options, run_suite
     from benchmarks.suites import load_suite
 
@@ -133,6 +135,8 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = run_suite(wanted, folder, options, progress)
+        progress.close()
+        right = not (kernels and summary.planned) or measure_kernels(wanted, folder, fresh, progress.note)
     except KeyboardInterrupt:
         progress.note("stopped. Finished cells are kept; the same command goes on from here")
         raise typer.Exit(130) from None
@@ -150,7 +154,7 @@ def run(
     )
     if summary.failed:
         progress.note("Failed cells are kept as records; run them again with --retry-failed")
-    raise typer.Exit(summary.exit_code)
+    raise typer.Exit(summary.exit_code or int(not right))
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """Rivals as they are written elsewhere: PEFT itself, and the plain loop.
 
-PEFT is one of its LoRA layers with an adapter per user present, driven the way its documentation says. Without gradients a mixed batch is one call with `adapter_names`. PEFT raises on that in training, so with gradients
-each user's tokens go through the layer with that user's adapter set, forward and backward, as `set_adapter` takes the
-other adapters' gradients away. The layer's own base product, which no other contender does, is left out.
+PEFT is one of its LoRA layers with an adapter per user present, driven the way its documentation says. Without
+gradients a mixed batch is one call with `adapter_names`. PEFT raises on that in training, so with gradients each user's
+tokens go through the layer with that user's adapter set, forward and backward, as `set_adapter` takes the gradients of
+the other adapters away. The layer's own base product, which no other contender does, is left out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What this machine can do, measured in the same run: GEMM peak, stream bandwidth, the floor of a cell, memory taken."""
+"""What this machine can do, measured in the same run: GEMM peak, stream bandwidth, a cell's floor, memory taken."""
 
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 import time
 from collections.abc import Callable
@@ -50,7 +49,7 @@ def measure_roofline(dtype: torch.dtype = torch.float32, clock: Clock = time.pro
     for size in _GEMM_SIZES:
         left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
         into = torch.empty_like(left)
-        gemm[size] = 2 * size**3 / _least_seconds(lambda l=left, r=right, o=into: torch.mm(l, r, out=o), clock)
+        gemm[size] = 2 * size**3 / _least_seconds(lambda i=left, j=right, k=into: torch.mm(i, j, out=k), clock)
     numbers = _STREAM_BYTES // 4
     one, two, out = (torch.full((numbers,), float(i)) for i in range(3))
     copied = out.numpy()
@@ -62,9 +61,7 @@ def measure_roofline(dtype: torch.dtype = torch.float32, clock: Clock = time.pro
         "in place": (2, lambda: out.mul_(1.0)),
         "add": (3, lambda: torch.add(one, two, out=out)),
     }
-    stream = {
-        name: times * _STREAM_BYTES / _least_seconds(call, clock) for name, (times, call) in patterns.items()
-    }
+    stream = {name: times * _STREAM_BYTES / _least_seconds(call, clock) for name, (times, call) in patterns.items()}
     size, pattern = max(gemm, key=lambda s: gemm[s]), max(stream, key=lambda s: stream[s])
     return Roofline(gemm[size], stream[pattern], size, pattern)
 
@@ -82,8 +79,10 @@ def _least_seconds(call: Callable[[], Any], clock: Clock) -> float:
 
 
 def flops_of(given: Operands, mode: Mode) -> int:
-    """Return the floating-point operations of a cell: per token that has an adapter, 2 r (d_in + d_out), + 2 r^2 or r
-    for a core; three times that with the gradients of the tokens and of the factors.
+    """Return the floating-point operations of a cell.
+
+    Per token that has an adapter they are 2 r (d_in + d_out), and 2 r^2 or r for a core; with the gradients of the
+    tokens and of the factors, three times that.
     """
     cell = given.cell
     per_token = 2 * cell.rank * (cell.d_in + cell.d_out)
@@ -117,7 +116,6 @@ def peak_memory(call: Callable[[], Any]) -> tuple[Any, int | None]:
     What the call returns is in it, and so is whatever any library took, not only torch. None where the system does not
     tell: it is Linux that lets a process set its peak back.
     """
-    gc.collect()
     if not sys.platform.startswith("linux"):
         return call(), None
     _return_free_memory()

@@ -31,9 +31,7 @@ def _plan_of(given: Operands) -> tuple[Plan, float]:
 
 def _told(given: Operands, plan: Plan, backend: str, mode: Mode) -> str:
     """Return the backend and variant that a call takes."""
-    told = explain(
-        given.x, given.a, given.b, plan, core=given.core, backend=backend, backward=mode == "both"
-    )
+    told = explain(given.x, given.a, given.b, plan, core=given.core, backend=backend, backward=mode == "both")
     return f"{told['backend']}: {told['variant']}"
 
 
@@ -85,7 +83,7 @@ def _into_buffers(backend: str, given: Operands, mode: Mode) -> Ready:
         return torch.full(shape, torch.nan, dtype=tensor.dtype)
 
     y = kept(given.dy, False)
-    into: dict[str, Tensor] = {}
+    into: dict[str, Any] = {}
     if mode == "both":
         into = {"dx": kept(given.x, False), "da": kept(given.a, given.a.dim() == 3)}
         into["db"] = kept(given.b, given.b.dim() == 3)

@@ -1,4 +1,4 @@
-"""The rivals in pure torch, each in its best form, and the anchors.
+"""The rivals in pure torch, each in its best form.
 
 A rival is a way to multiply every user's tokens by that user's matrix: it puts the tokens in its own order (`arrange`),
 multiplies there as often as the variant asks, and puts them back (`restore`); autograd does the rest. All take row
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
-from benchmarks.kernels.contenders import Contender, Ready, gradient, leaf
+from benchmarks.kernels.contenders import Contender, Ready, gradient
 from benchmarks.kernels.operands import Mode, Operands, Outcome
 from benchmarks.kernels.shapes import Cell
 
@@ -70,6 +70,7 @@ class Restored:
         self.rows = torch.from_numpy(rows)
 
     def __call__(self, z: Tensor) -> Tensor:
+        """Return rows [T, d] of the batch; zero for tokens without an adapter."""
         rows = z.index_select(0, self.rows)
         if self.tokens is None:
             return rows
@@ -115,7 +116,7 @@ class Loop:
 
 
 class Stacked:
-    """What is common to the ways that keep the users present in one tensor [n_active, ...], a copy where some are not."""
+    """What is common to the ways that keep the users present in one tensor, a copy where some are not."""
 
     standing = False
 
@@ -295,9 +296,7 @@ def _ready(make: Callable[[Operands], Way], given: Operands, mode: Mode) -> Read
         y, factors = result
         if mode == "forward":
             return Outcome(y)
-        found = {
-            name: way.gradients(each) if per_user[name] else gradient(each[0]) for name, each in factors.items()
-        }
+        found = {name: way.gradients(each) if per_user[name] else gradient(each[0]) for name, each in factors.items()}
         return Outcome(y.detach(), gradient(x), found["a"], found["b"], found.get("core"))
 
     def reset() -> None:
@@ -341,44 +340,8 @@ def _grouped_refuses(given: Operands, mode: Mode) -> str | None:
     return None
 
 
-def _anchor_ready(given: Operands, mode: Mode, weights: list[Tensor]) -> Ready:
-    """Return a chain of plain linear layers made ready: what a model without users would pay."""
-    x = given.x.detach().requires_grad_(mode == "both")
-    leaves = [leaf(w) if mode == "both" else w for w in weights]
-
-    def run() -> Tensor:
-        with torch.set_grad_enabled(mode == "both"):
-            y = x
-            for weight in leaves:
-                y = y @ weight
-        if mode == "both":
-            y.backward(given.dy)
-        return y
-
-    def reset() -> None:
-        for each in (x, *leaves):
-            each.grad = None
-
-    return Ready(run, None, reset)
-
-
-def _base_gemm(given: Operands, mode: Mode) -> Ready:
-    weight = torch.randn(given.cell.d_in, given.cell.d_out, generator=torch.Generator().manual_seed(0))
-    return _anchor_ready(given, mode, [weight.to(given.x.dtype)])
-
-
-def _single_adapter(given: Operands, mode: Mode) -> Ready:
-    a = given.a[0] if given.a.dim() == 3 else given.a
-    b = given.b[0] if given.b.dim() == 3 else given.b
-    return _anchor_ready(given, mode, [a.T, b])
-
-
 RIVALS = (
-    _rival(
-        "loop",
-        Loop,
-        estimate_s=lambda given, mode: given.active * (8e-5 if mode == "both" else 1.5e-5),
-    ),
+    _rival("loop", Loop),
     _rival(
         "gather-bmm",
         GatherBmm,
@@ -388,15 +351,9 @@ RIVALS = (
     _rival(
         "padded-bmm",
         _padded,
-        refuses=lambda given, mode: _no_more_than(
-            _padded_cost(given, np.full(given.active, given.longest), mode)[0]
-        ),
+        refuses=lambda given, mode: _no_more_than(_padded_cost(given, np.full(given.active, given.longest), mode)[0]),
         estimate_s=lambda given, mode: _padded_cost(given, np.full(given.active, given.longest), mode)[1],
     ),
     _rival("bucket-bmm", _powers_of_two),
     _rival("grouped-mm", GroupedMm, refuses=_grouped_refuses),
-)
-ANCHORS = (
-    Contender("base GEMM", "anchor", _base_gemm, grad=None),
-    Contender("single adapter", "anchor", _single_adapter, grad=None),
 )

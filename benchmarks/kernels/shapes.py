@@ -153,8 +153,6 @@ def quick() -> list[Cell]:
         square(2048, 16, 8, 256, "zipf-1.1"),
         square(2048, 4, 64, 256, "sorted"),
         square(2048, 8, 2048, 256, "zipf-1.1"),
-        square(2048, 4, 8, 4096, "sorted"),
-        square(2048, 8, 64, 4096, "zipf-1.1"),
         square(2048, 8, 512, 4096),
         square(2048, 8, 2048, 4096),
         square(768, 8, 512, 4096, variant="shared-b"),

@@ -22,6 +22,8 @@ MOST_SEEDS = 3 * FOLDS
 # 30 days and 16 TiB: what a limit may be without overflowing the system's own.
 MOST_SECONDS = 30 * 86_400
 LEAST_MB, MOST_MB = 64, 1 << 24
+# The names of `benchmarks.kernels.shapes.GRIDS`, which a listing does not import.
+_KERNEL_GRIDS = ("quick", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,10 @@ class MethodPlan:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A suite: datasets x methods x seeds, and the limits of one cell."""
+    """A suite: datasets x methods x seeds, and the limits of one cell.
+
+    `kernels` is the grid of the kernel benchmark that a run ends with ("quick" or "full"), or None for none.
+    """
 
     name: str
     title: str
@@ -85,6 +90,7 @@ class Suite:
     time_limit_s: float
     memory_limit_mb: int
     user_shuffle: bool = True
+    kernels: str | None = None
 
     def __post_init__(self) -> None:
         where = f"suite {self.name!r:.60}"
@@ -111,6 +117,11 @@ class Suite:
             )
         if not isinstance(self.user_shuffle, bool):
             raise RequestError(f"{where}: user_shuffle is {self.user_shuffle!r:.60}; allowed: true, false")
+        if self.kernels is not None and self.kernels not in _KERNEL_GRIDS:
+            raise RequestError(
+                f"{where}: kernels is {self.kernels!r:.60}; allowed: a grid of the kernel benchmark, "
+                f"{' or '.join(map(repr, _KERNEL_GRIDS))}, or leave it out"
+            )
         if twice := _repeated(_identities(self.datasets)):
             raise RequestError(f"{where} names the dataset {twice!r} twice; give it once, with the grids of both")
         if twice := _repeated((m.name, _canonical(m.config)) for m in self.methods):

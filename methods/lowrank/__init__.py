@@ -1,4 +1,4 @@
-"""Batched low-rank adaptation: y = base + scale * B_u C_u A_u x for a batch that mixes hundreds of users, and gradients.
+"""Batched low-rank adaptation: y = base + scale * B_u C_u A_u x for batches that mix hundreds of users; and gradients.
 
 `plan_batch` sorts a batch by user once; `batched_lora` is the operation, differentiable; `lora_forward` and
 `lora_backward` are the same with explicit buffers; `available_backends` says what runs here and `explain` what a call

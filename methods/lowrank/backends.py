@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import cast
 
@@ -29,8 +30,9 @@ def available_backends() -> dict[str, str]:
     return {name: why_not(name) or "ok" for name in MODULES}
 
 
+@cache
 def why_not(name: str) -> str | None:
-    """Return why a backend cannot be used on this machine, or None; a backend that fails to load takes down no other."""
+    """Return why a backend cannot be used on this machine, or None; one that fails to load takes down no other."""
     try:
         return cast(Callable[[], str | None], _module(name).unavailable)()
     except Exception as why:
@@ -45,11 +47,11 @@ def backend_for(name: str, problem: Problem, mode: str = "forward") -> tuple[str
     if name != "auto":
         if reason := _refusal(name, problem):
             raise BackendUnavailable(f"backend {name!r} cannot be used: {reason}. {_alternatives(name, problem)}")
-        return name, cast(Backend, _module(name))
+        return name, backend_named(name)
     for each in _preferred(problem, mode):
         if not _refusal(each, problem):
-            return each, cast(Backend, _module(each))
-    return "torch", cast(Backend, _module("torch"))
+            return each, backend_named(each)
+    return "torch", backend_named("torch")
 
 
 def _preferred(problem: Problem, mode: str) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ def _refusal(name: str, problem: Problem) -> str | None:
     if name not in MODULES:
         near = difflib.get_close_matches(str(name), [*MODULES, "auto"], n=1, cutoff=0.5)
         return "there is no such backend" + (f"; did you mean {near[0]!r}?" if near else "")
-    return why_not(name) or cast(Backend, _module(name)).refuses(problem)
+    return why_not(name) or backend_named(name).refuses(problem)
 
 
 def _alternatives(name: str, problem: Problem) -> str:
@@ -71,5 +73,11 @@ def _alternatives(name: str, problem: Problem) -> str:
     return f"Available for this call: auto, {', '.join(able)}"
 
 
+def backend_named(name: str) -> Backend:
+    """Return a backend that has been found able."""
+    return cast(Backend, _module(name))
+
+
+@cache
 def _module(name: str) -> ModuleType:
     return importlib.import_module(MODULES[name])

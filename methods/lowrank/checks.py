@@ -53,7 +53,9 @@ def _check_kinds(x: Tensor, a: Tensor, b: Tensor, core: Tensor | None, plan: Pla
         if place != device:
             raise ValueError(f"{name} is on {place}, x is on {device}; move them to one device")
     if plan.device != device:
-        raise ValueError(f"the plan is on {plan.device}, x is on {device}; make it with plan_batch(..., device=x.device)")
+        raise ValueError(
+            f"the plan is on {plan.device}, x is on {device}; make it with plan_batch(..., device=x.device)"
+        )
 
 
 def _kind(value: Any, name: str) -> tuple[torch.dtype, torch.device]:
@@ -70,7 +72,9 @@ def _check_shapes(x: Tensor, a: Tensor, b: Tensor, core: Tensor | None, plan: Pl
         raise ValueError("x is a scalar; give [..., d_in], a row per token")
     for name, factor, width in (("a", a, "d_in"), ("b", b, "d_out")):
         if factor.dim() not in (2, 3):
-            raise ValueError(f"{name} has shape {_shape(factor)}; allowed: [U, r, {width}], or [r, {width}] where shared")
+            raise ValueError(
+                f"{name} has shape {_shape(factor)}; allowed: [U, r, {width}], or [r, {width}] where shared"
+            )
         if factor.dim() == 3 and factor.shape[0] != users:
             raise ValueError(f"{name} has {factor.shape[0]} users, the plan is of {users}; they must be the same")
     if a.shape[-2] != b.shape[-2]:
@@ -78,7 +82,9 @@ def _check_shapes(x: Tensor, a: Tensor, b: Tensor, core: Tensor | None, plan: Pl
     if x.shape[-1] != a.shape[-1]:
         raise ValueError(f"x has width {x.shape[-1]}, a has d_in {a.shape[-1]}; shapes {_shape(x)} and {_shape(a)}")
     if (tokens := x.shape[:-1].numel()) != plan.tokens:
-        raise ValueError(f"x has {tokens} tokens (shape {_shape(x)}), the plan is of {plan.tokens}; plan this batch anew")
+        raise ValueError(
+            f"x has {tokens} tokens (shape {_shape(x)}), the plan is of {plan.tokens}; plan this batch anew"
+        )
     if a.dim() == b.dim() == 2 and core is None:
         raise ValueError("both factors are shared and there is no core, so nothing is per user; use two matmuls")
     rank = a.shape[-2]

@@ -55,6 +55,8 @@ class _Call(ctypes.Structure):
 @cache
 def _loaded() -> tuple[Any, str | None]:
     """Return the library and None, or None and why there is none."""
+    if os.environ.get("HETPREF_NATIVE") == "0":
+        return None, "it is switched off by HETPREF_NATIVE=0"
     if not LIBRARY.is_file():
         return None, f"it was not compiled when the package was installed; {_BUILD}"
     try:
@@ -62,6 +64,9 @@ def _loaded() -> tuple[Any, str | None]:
         library.lowrank_abi.restype = _integer
         if (found := library.lowrank_abi()) != ABI:
             return None, f"the compiled library is of another version ({found}, needed {ABI}); {_BUILD}"
+        library.lowrank_call_bytes.restype = _integer
+        if (found := library.lowrank_call_bytes()) != ctypes.sizeof(_Call):
+            return None, f"the compiled library takes calls of {found} bytes, not {ctypes.sizeof(_Call)}; {_BUILD}"
         library.lowrank_isa.restype = ctypes.c_char_p
         for name in ("lowrank_forward", "lowrank_backward"):
             getattr(library, name).argtypes = [ctypes.POINTER(_Call)]
@@ -75,8 +80,6 @@ def _loaded() -> tuple[Any, str | None]:
 
 def unavailable() -> str | None:
     """Return why the compiled kernels cannot be used, or None."""
-    if os.environ.get("HETPREF_NATIVE") == "0":
-        return "it is switched off by HETPREF_NATIVE=0"
     return _loaded()[1]
 
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from methods.lowrank.backends import MODULES, backend_for
+from methods.lowrank.backends import backend_for, backend_named
 from methods.lowrank.checks import buffer_like, problem_of, rows_like
+from methods.lowrank.pages import empty
 from methods.lowrank.plan import Plan
 from methods.lowrank.problem import Backend, Gradients, Problem, accumulate_dtype
 
@@ -107,10 +108,11 @@ def lora_backward(
     """Fill gradient buffers, given dL/dy of the shape of y; return them.
 
     `dx` has the shape of x. `da`, `db` and `dcore` have the shape of what they are the gradient of (a row per user;
-    absent users' rows become zero), or a row per user present, [n_active, ...] in the order of `plan.users`: all of
-    them the one or all the other. `dscale` (float32, or float64 for float64) is [U] or [n_active] likewise.
-    `accumulate` adds to the buffers. A buffer left out is not computed; with none given, dx, da, db and dcore are made,
-    as rows. Raises ValueError for another plan than the forward's and for buffers of other shapes, strides or devices.
+    absent users' rows become zero), or a row per user present, [n_active, ...] in the order of `plan.users` (on a GPU
+    rather a row for each of `plan.padded_users`, for which nothing waits): all of them the one or all the other.
+    `dscale` (float32, or float64 for float64) is [U] or [n_active] likewise. `accumulate` adds to the buffers. A buffer
+    left out is not computed; with none given, dx, da, db and dcore are made, as rows. Raises ValueError for another
+    plan than the forward's, and for buffers of other shapes, strides or devices.
     """
     problem = saved.problem
     if plan is not problem.plan:
@@ -119,11 +121,11 @@ def lora_backward(
         shape = (*saved.shape[:-1], problem.d_out)
         rows = rows_like("dy", dy, problem, shape)
         if all(each is None for each in (dx, da, db, dcore, dscale)):
-            dx = torch.empty(saved.shape, dtype=problem.x.dtype, device=problem.x.device)
+            dx = empty(saved.shape, problem.x)
             da, db = _buffer(problem.a, problem, rows=True), _buffer(problem.b, problem, rows=True)
             dcore = None if problem.core is None else _buffer(problem.core, problem, rows=True)
         into = _checked_buffers(problem, saved.shape, dx, da, db, dcore, dscale, accumulate)
-        _backend_of(saved.backend).backward(problem, rows, saved.hidden, into)
+        backend_named(saved.backend).backward(problem, rows, saved.hidden, into)
     return Gradients(dx, da, db, dcore, dscale, into.rows, accumulate)
 
 
@@ -151,12 +153,12 @@ def _checked_buffers(
             buffer_like(name, given, problem, [tuple(operand.shape)])
         else:
             each = tuple(operand.shape[1:])
-            per_user[name] = buffer_like(name, given, problem, [(plan.n_users, *each), (plan.n_active, *each)])
+            per_user[name] = buffer_like(name, given, problem, [(n, *each) for n in _row_counts(plan, given)])
     if dscale is not None:
-        if tuple(dscale.shape) not in ((plan.n_users,), (plan.n_active,)) or not dscale.is_contiguous():
-            raise ValueError(
-                f"dscale has shape {list(dscale.shape)}; allowed: [{plan.n_users}] or [{plan.n_active}], contiguous"
-            )
+        allowed = _row_counts(plan, dscale)
+        if tuple(dscale.shape) not in {(n,) for n in allowed} or not dscale.is_contiguous():
+            told = " or ".join(f"[{n}]" for n in allowed)
+            raise ValueError(f"dscale has shape {list(dscale.shape)}; allowed: {told}, contiguous")
         if dscale.dtype != (wanted := accumulate_dtype(problem.x.dtype)):
             raise TypeError(f"dscale has dtype {dscale.dtype}; it must be {wanted}")
         per_user["dscale"] = dscale
@@ -164,9 +166,15 @@ def _checked_buffers(
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {n}" for name, n in counts.items())
         raise ValueError(f"buffers mix a row per user with a row per user present ({told}); give all of one kind")
-    rows = not counts or next(iter(counts.values())) == plan.n_active
+    rows = not counts or next(iter(counts.values())) != plan.n_users or len(plan.padded_users) == plan.n_users
     flat = None if dx is None else buffer_like("dx", dx, problem, [shape]).view(-1, problem.d_in)
     return Gradients(flat, da, db, dcore, dscale, rows, accumulate)
+
+
+def _row_counts(plan: Plan, given: Tensor) -> list[int]:
+    """Return how many rows a per-user buffer may have; a GPU is not waited for where the bound it knows is given."""
+    known = [plan.n_users, len(plan.padded_users)]
+    return known if given.dim() and len(given) in known else [plan.n_users, plan.n_active]
 
 
 def _forward(
@@ -175,7 +183,7 @@ def _forward(
     """Return y in the shape of the batch, and the hidden values."""
     shape_out = (*shape[:-1], problem.d_out)
     if out is None:
-        out = torch.empty(shape_out, dtype=problem.x.dtype, device=problem.x.device)
+        out = empty(shape_out, problem.x)
     elif buffer_like("out", out, problem, [shape_out]) is base:
         # Written in place: the same rows as they are read.
         rows = out.view(-1, problem.d_out)
@@ -188,15 +196,8 @@ def _buffer(operand: Tensor, problem: Problem, *, rows: bool) -> Tensor:
     """Return an empty buffer for the gradient of a factor or core."""
     per_user = operand.dim() == 3 or operand is problem.core
     if not per_user or not rows:
-        return torch.empty_like(operand)
-    return operand.new_empty(problem.plan.n_active, *operand.shape[1:])
-
-
-def _backend_of(name: str) -> Backend:
-    import importlib
-    from typing import cast
-
-    return cast(Backend, importlib.import_module(MODULES[name]))
+        return empty(tuple(operand.shape), operand)
+    return empty((len(problem.plan.padded_users), *operand.shape[1:]), operand)
 
 
 class _BatchedLora(torch.autograd.Function):
@@ -208,19 +209,22 @@ class _BatchedLora(torch.autograd.Function):
         problem = problem_of(x, a, b, plan, number if scale is None else scale, core)
         name, able = backend_for(backend, problem)
         y, hidden = _forward(problem, able, x.shape, base, None)
-        ctx.save_for_backward(x, a, b, core, scale, hidden)
-        ctx.plan, ctx.number, ctx.backend, ctx.rows = plan, number, name, grad == "rows"
+        # What may have been made contiguous is saved as it was used; the versions of the operands are still watched.
+        per_user = problem.scale if isinstance(problem.scale, Tensor) else None
+        ctx.save_for_backward(problem.x, problem.a, problem.b, problem.core, per_user, hidden)
+        ctx.plan, ctx.number, ctx.backend, ctx.rows, ctx.shape = plan, number, name, grad == "rows", x.shape
+        ctx.scale_dtype = None if scale is None else scale.dtype
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (dy,) = grads
         x, a, b, core, scale, hidden = ctx.saved_tensors
-        problem = problem_of(x, a, b, ctx.plan, ctx.number if scale is None else scale, core)
+        problem = Problem(x, a, b, core, ctx.number if scale is None else scale, ctx.plan)
         want_x, want_a, want_b, want_core, want_scale, want_base = ctx.needs_input_grad[:6]
-        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_x else None
-        scales = ctx.plan.n_active if ctx.rows else ctx.plan.n_users
+        dx = empty(ctx.shape, x) if want_x else None
+        scales = len(ctx.plan.padded_users) if ctx.rows else ctx.plan.n_users
         into = Gradients(
             None if dx is None else dx.view(-1, problem.d_in),
             _buffer(problem.a, problem, rows=ctx.rows) if want_a else None,
@@ -230,26 +234,24 @@ class _BatchedLora(torch.autograd.Function):
             rows=ctx.rows,
         )
         if any(ctx.needs_input_grad[:5]):
-            _backend_of(ctx.backend).backward(problem, rows_like("dy", dy, problem, tuple(dy.shape)), hidden, into)
-        told = [dx]
+            backend_named(ctx.backend).backward(problem, rows_like("dy", dy, problem, tuple(dy.shape)), hidden, into)
+        told: list[Tensor | None] = [dx]
         for operand, given in ((a, into.da), (b, into.db), (core, into.dcore)):
-            told.append(_as_gradient(given, operand, ctx.plan, ctx.rows and (operand is core or a_row_each(operand))))
+            sparse = ctx.rows and operand is not None and (operand is core or operand.dim() == 3)
+            told.append(_as_gradient(given, operand, ctx.plan) if sparse and operand is not None else given)
         dscale = into.dscale
         if dscale is not None:
             if ctx.rows:
-                dscale = dscale.new_zeros(ctx.plan.n_users).index_copy_(0, ctx.plan.users, dscale)
-            dscale = dscale.to(scale.dtype)
+                present = dscale[: ctx.plan.n_active]
+                dscale = dscale.new_zeros(ctx.plan.n_users).index_copy_(0, ctx.plan.users, present)
+            dscale = dscale.to(ctx.scale_dtype)
         return (*told, dscale, dy if want_base else None, None, None, None, None)
 
 
-def a_row_each(factor: Tensor) -> bool:
-    """Return whether a factor is per user."""
-    return factor.dim() == 3
-
-
-def _as_gradient(given: Tensor | None, operand: Tensor, plan: Plan, sparse: bool) -> Tensor | None:
-    """Return a gradient as autograd takes it: with rows, a sparse tensor over the users present."""
-    if given is None or not sparse:
-        return given
+def _as_gradient(given: Tensor | None, operand: Tensor, plan: Plan) -> Tensor | None:
+    """Return rows as autograd takes them: a sparse tensor over the users present."""
+    if given is None:
+        return None
     size = tuple(operand.shape)
-    return torch.sparse_coo_tensor(plan.users[None], given, size, is_coalesced=True, check_invariants=False)
+    rows = given[: plan.n_active]
+    return torch.sparse_coo_tensor(plan.users[None], rows, size, is_coalesced=True, check_invariants=False)

@@ -76,9 +76,7 @@ class Plan:
         return f"Plan(tokens={self.tokens}, n_users={self.n_users}, device='{self.device}')"
 
 
-def plan_batch(
-    user_ids: Tensor, n_users: int, *, device: torch.device | str | None = None, check: bool = True
-) -> Plan:
+def plan_batch(user_ids: Tensor, n_users: int, *, device: torch.device | str | None = None, check: bool = True) -> Plan:
     """Return the plan of a batch: which tokens belong to whom.
 
     `user_ids` is int32 or int64 of any shape, one id per token in 0 .. n_users - 1, or -1 for no adapter (the base

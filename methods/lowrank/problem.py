@@ -12,7 +12,7 @@ from datasets_registry.errors import HetprefError
 from methods.lowrank.plan import Plan
 
 
-class BackendUnavailable(HetprefError):  # noqa: N818  (the name is part of the contract)
+class BackendUnavailable(HetprefError):
     """A named backend cannot do what it was asked; the message says why and what is available."""
 
 

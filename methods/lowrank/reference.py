@@ -1,9 +1,11 @@
 """The plain loop over users, in the dtype of the input: what every other backend is held to; in float64, the truth.
 
-y_t = base_t + scale_u B_u C_u A_u x_t for the user u of token t; the gradients are those of the chain rule, written out.
+y_t = base_t + scale_u B_u C_u A_u x_t for the user u of token t; the gradients are the chain rule, written out.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -59,7 +61,7 @@ def backward(problem: Problem, dy: Tensor, hidden: Tensor, into: Gradients) -> N
 def segments(problem: Problem) -> list[tuple[int, Tensor, slice]]:
     """Return (user, its tokens, where they stand in the plan's order) for every user present."""
     plan, bounds = problem.plan, problem.plan.bounds
-    spans = [slice(start, end) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    spans = [slice(start, end) for start, end in pairwise(bounds)]
     return [(user, plan.order[span], span) for user, span in zip(plan.users.tolist(), spans, strict=True)]
 
 

@@ -12,6 +12,7 @@ A shared factor is one dense matmul over all tokens in the order of the batch: n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import grouped_mm
 
 from methods.lowrank import tuning
+from methods.lowrank.pages import empty
 from methods.lowrank.plan import Plan
 from methods.lowrank.problem import Gradients, Problem
 
@@ -90,7 +92,7 @@ def layout_of(plan: Plan, variant: str) -> Layout:
 
 def _as_planned(plan: Plan) -> Layout:
     whole = plan.in_order and not plan.n_base
-    ends = zip(plan.bounds[:-1], plan.bounds[1:], strict=True)
+    ends = pairwise(plan.bounds)
     groups = [(i, i + 1, start - plan.n_base, end - start) for i, (start, end) in enumerate(ends)]
     return Layout(None if whole else plan.order[plan.n_base :], plan.users, None, groups)
 
@@ -103,11 +105,8 @@ def _by_length(plan: Plan) -> Layout:
     ends = np.cumsum(ordered)
     # The place in the plan's order of every token: each segment's start, and the running count within the segment.
     places = np.repeat(bounds[:-1][by_length] - (ends - ordered), ordered) + np.arange(ends[-1] if len(ends) else 0)
-    cuts = np.flatnonzero(np.diff(ordered, prepend=-1)).tolist() + [len(ordered)]
-    groups = [
-        (first, end, int(ends[first] - ordered[first]), int(ordered[first]))
-        for first, end in zip(cuts[:-1], cuts[1:], strict=True)
-    ]
+    cuts = [*np.flatnonzero(np.diff(ordered, prepend=-1)).tolist(), len(ordered)]
+    groups = [(first, end, int(ends[first] - ordered[first]), int(ordered[first])) for first, end in pairwise(cuts)]
     rows = torch.from_numpy(by_length).to(plan.device)
     order = plan.order.index_select(0, torch.from_numpy(places).to(plan.device))
     return Layout(order, plan.users.index_select(0, rows), rows, groups)
@@ -130,7 +129,7 @@ def forward(problem: Problem, base: Tensor | None, out: Tensor, *, variant: str 
     elif layout.order is None and base is None:
         _expand(z, problem.b, out, layout, chosen)
     else:
-        wide = _expand(z, problem.b, problem.x.new_empty(len(z), problem.d_out), layout, chosen)
+        wide = _expand(z, problem.b, empty((len(z), problem.d_out), problem.x), layout, chosen)
         _place(wide, base, out, layout, plan)
     return hidden
 
@@ -145,31 +144,38 @@ def backward(problem: Problem, dy: Tensor, hidden: Tensor, into: Gradients, *, v
     if problem.shared_b:
         g = layout.rows_of(dy @ problem.b.T)
         if into.db is not None:
-            scaled = layout.to_batch(_scaled(problem, layout, z), plan.tokens)
-            torch.addmm(into.db, scaled.T, dy, beta=int(into.accumulate), out=into.db)
+            _shared_gradient(_scaled(problem, layout, z), dy, into.db, layout, plan, into)
     else:
         dys = layout.rows_of(dy)
         g = _shrink(dys, problem.b, layout, chosen)
         if into.db is not None:
             _outer(_scaled(problem, layout, z), dys, into.db, layout, plan, chosen, into)
     if into.dscale is not None:
-        per_token = (g.to(into.dscale.dtype) * z.to(into.dscale.dtype)).sum(1)
+        per_token = (g.double() * z).sum(1)
         _put(into.dscale, _segment_sums(per_token, layout), layout, plan, into)
     dz = _scaled(problem, layout, g)
     if into.dcore is not None:
         if into.dcore.dim() == 3:
             _outer(dz, h, into.dcore, layout, plan, "loop" if chosen == "grouped" else chosen, into)
         else:
-            _put(into.dcore, _segment_sums(dz * h, layout), layout, plan, into)
+            _put(into.dcore, _segment_sums(dz.double() * h, layout), layout, plan, into)
     dh = _back_through(problem, layout, dz)
     if into.da is not None:
         if problem.shared_a:
-            whole = layout.to_batch(dh, plan.tokens)
-            torch.addmm(into.da, whole.T, problem.x, beta=int(into.accumulate), out=into.da)
+            _shared_gradient(dh, problem.x, into.da, layout, plan, into)
         else:
             _outer(dh, layout.rows_of(problem.x), into.da, layout, plan, chosen, into)
     if into.dx is not None:
         _fill_dx(problem, layout, dh, into.dx, chosen, into.accumulate)
+
+
+def _shared_gradient(narrow: Tensor, wide: Tensor, out: Tensor, layout: Layout, plan: Plan, into: Gradients) -> None:
+    """Put narrow^T wide over all tokens with an adapter: narrow [n, r] of a layout, wide [T, d] of the batch."""
+    if plan.n_base:  # what stands in a token without an adapter, be it NaN, must not reach the sum
+        wide = layout.rows_of(wide)
+    else:
+        narrow = layout.to_batch(narrow, plan.tokens)
+    torch.addmm(out, narrow.T, wide, beta=int(into.accumulate), out=out)
 
 
 def _fill_dx(problem: Problem, layout: Layout, dh: Tensor, dx: Tensor, chosen: str, accumulate: bool) -> None:
@@ -180,7 +186,7 @@ def _fill_dx(problem: Problem, layout: Layout, dh: Tensor, dx: Tensor, chosen: s
     elif layout.order is None and not accumulate:
         _expand(dh, problem.a, dx, layout, chosen)
     else:
-        wide = _expand(dh, problem.a, dx.new_empty(len(dh), problem.d_in), layout, chosen)
+        wide = _expand(dh, problem.a, empty((len(dh), problem.d_in), dx), layout, chosen)
         _place(wide, dx if accumulate else None, dx, layout, problem.plan)
 
 
@@ -244,9 +250,7 @@ def _expand(narrow: Tensor, factor: Tensor, out: Tensor, layout: Layout, chosen:
     return out
 
 
-def _outer(
-    narrow: Tensor, wide: Tensor, out: Tensor, layout: Layout, plan: Plan, chosen: str, into: Gradients
-) -> None:
+def _outer(narrow: Tensor, wide: Tensor, out: Tensor, layout: Layout, plan: Plan, chosen: str, into: Gradients) -> None:
     """Put narrow^T wide of every segment: narrow [n, r], wide [n, d], out a row [r, d] per segment or per user."""
     if chosen == "grouped" and len(wide):
         _put(out, grouped_mm(narrow.T, wide, offs=_ends(layout)), layout, plan, into)

@@ -31,7 +31,8 @@ from methods.lowrank.tiles import most_tiles, pieces_of, tiles_of
 
 MOST_RANK = 128
 _LEAST_DOT = 16  # no side of a tl.dot is shorter on a GPU; the interpreter would not mind
-_REGISTERS = 8192  # elements of a block that one program may hold without spilling
+_REGISTER_BYTES = 32 << 10  # of a block of sums that a program of four warps may hold without spilling
+_WIDE_RANK_BYTES = 256  # of a row of the padded rank's sums, from which on four warps spill
 _SHARED_BYTES = 96 << 10  # of shared memory for the tiles in flight, so that two programs fit a processor
 
 
@@ -79,8 +80,9 @@ def refuses(problem: Problem) -> str | None:
         return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs a GPU of compute capability 8.0 or later"
-    if problem.rank > MOST_RANK:
-        return f"rank {problem.rank} is above {MOST_RANK}"
+    most = MOST_RANK // 2 if problem.x.dtype == torch.float64 else MOST_RANK
+    if problem.rank > most:
+        return f"rank {problem.rank} is above {most}, the most for {problem.x.dtype}"
     return f"{problem.plan.tokens} tokens are too many for 32-bit indices" if problem.plan.tokens >= 2**31 else None
 
 
@@ -139,8 +141,10 @@ def launch_for(problem: Problem, width_in: int, width_out: int) -> Launch:
     row, rank = table["by_bytes"][str(size)], _padded(problem.rank)
     plan = problem.plan
     wanted = table["tiles_per_processor"] * _processors(problem.x.device)
-    rows = _LEAST_DOT
-    while 2 * rows <= min(row["most_rows"], plan.tokens / max(len(plan.padded_users), 1)):
+    matrix = problem.core is not None and problem.core.dim() == 3
+    wide = size > 2 and rank * size >= _WIDE_RANK_BYTES
+    rows, most_rows = _LEAST_DOT, _LEAST_DOT if wide and matrix else row["most_rows"]
+    while 2 * rows <= min(most_rows, plan.tokens / max(len(plan.padded_users), 1)):
         rows *= 2
     while rows > _LEAST_DOT and most_tiles(plan, rows) < wanted:
         rows //= 2
@@ -148,8 +152,8 @@ def launch_for(problem: Problem, width_in: int, width_out: int) -> Launch:
     while columns > _LEAST_DOT and (rows + rank) * columns * size * row["stages"] > _SHARED_BYTES:
         columns //= 2
     short = row["short"]
-    if problem.core is not None and problem.core.dim() == 3:
-        short = max(1, min(short, 2 * _REGISTERS // rank**2))
+    if matrix:
+        short = max(1, min(short, 2 * _REGISTER_BYTES // (_sum_bytes(problem) * rank**2)))
     lack = -(-wanted // max(most_tiles(plan, rows), 1))
     splits = min(lack, width_in // (2 * columns))
     groups = min(lack, width_out // (2 * row["expand_columns"]))
@@ -163,7 +167,7 @@ def launch_for(problem: Problem, width_in: int, width_out: int) -> Launch:
         splits,
         max(groups, 1),
         table["longest_piece"],
-        row["warps"],
+        row["warps"] * (2 if wide else 1),
         row["stages"],
         table["float32_precision"],
     )
@@ -248,16 +252,15 @@ def _reduce_tokens(
         return
     pieces, longs, slots = pieces_of(plan, launch.longest_piece)
     padded = max(_padded(rank), _LEAST_DOT)
-    columns = _fitting(padded, launch.columns)
+    columns = _fitting(problem, padded, launch.columns)
     blocks = -(-width // columns)
-    parts = left.new_empty(max(slots, 1), rank, width) if slots else left
+    parts = left.new_empty(slots, rank, width) if slots else left
     told = {"DENSE": not into.rows, "ACCUMULATE": into.accumulate, "ACC": _sum_type(problem), "R": padded, "N": columns}
     told |= _scales(problem) | _options(launch)
     _kernels().reduce_tokens[len(pieces), blocks](
         left=left, right=right, right_stride=right.stride(0), order=plan.order, pieces=pieces, out=out,
         n_rows=len(out), parts=parts, rank=rank, width=width, T=_LEAST_DOT * 2, SHORT=launch.short,
-        ORDERED=ordered, PRECISION=_rank_precision(problem, launch) if ordered else launch.precision,
-        **told,
+        ORDERED=ordered, PRECISION=_rank_precision(problem, launch) if ordered else launch.precision, **told,
     )  # fmt: skip
     if slots:
         _kernels().sum_pieces[len(longs), blocks](
@@ -280,7 +283,7 @@ def _reduce_products(
     padded = _padded(problem.rank)
     _kernels().reduce_products[len(pieces),](
         left=left, right=right, pieces=pieces, out=out, n_rows=len(out), rank=problem.rank, R=padded,
-        T=_fitting(padded, 128), TOTAL=total, DENSE=not into.rows, ACCUMULATE=into.accumulate,
+        T=_fitting(problem, 2 * padded, 128), TOTAL=total, DENSE=not into.rows, ACCUMULATE=into.accumulate,
         ACC=_sum_type(problem), **told, **_options(launch),
     )  # fmt: skip
 
@@ -294,7 +297,7 @@ def _tile_sizes(problem: Problem, launch: Launch) -> dict[str, Any]:
         "K": launch.columns,
         "SHORT": launch.short,
         "SHORT_R": padded,
-        "SHORT_K": _fitting(launch.short * padded, 256),
+        "SHORT_K": _fitting(problem, launch.short * padded, 256),
         "ACC": _sum_type(problem),
         "PRECISION": launch.precision,
         **_options(launch),
@@ -348,9 +351,14 @@ def _padded(rank: int) -> int:
     return 1 << (max(rank, 1) - 1).bit_length()
 
 
-def _fitting(rows: int, most: int) -> int:
+def _fitting(problem: Problem, rows: int, most: int) -> int:
     """Return how many columns a block of so many rows can have in registers: a power of two, 16 to `most`."""
-    return max(_LEAST_DOT, min(most, 1 << (max(_REGISTERS // rows, 1).bit_length() - 1)))
+    fit = max(_REGISTER_BYTES // (rows * _sum_bytes(problem)), 1)
+    return max(_LEAST_DOT, min(most, 1 << (fit.bit_length() - 1)))
+
+
+def _sum_bytes(problem: Problem) -> int:
+    return 8 if problem.x.dtype == torch.float64 else 4
 
 
 def _share(width: int, parts: int, multiple: int) -> int:

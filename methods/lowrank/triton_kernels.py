@@ -30,9 +30,12 @@ try:
     import triton.language as tl
 
     jit: Any = triton.jit
+    # These change from batch to batch, and are not worth compiling anew for.
+    kernel: Any = triton.jit(do_not_specialize=("tokens", "n_rows"))
 except ModuleNotFoundError:
     tl: Any = None
     jit: Any = _undecorated
+    kernel: Any = _undecorated
 
 
 @jit
@@ -123,7 +126,7 @@ def _part(x, x_stride, factor, order, parts, tokens, start, count, split, rank, 
     _keep(parts + split.to(tl.int64) * tokens * rank, sums, start, live, rank, M, R)
 
 
-@jit
+@kernel
 def shrink_part(x, x_stride, factor, user_stride, order, tiles, parts, tokens, rank, width, per_part,
                 M: tl.constexpr, R: tl.constexpr, K: tl.constexpr, SHORT: tl.constexpr, SHORT_R: tl.constexpr,
                 SHORT_K: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
@@ -198,7 +201,7 @@ def _leave(base, base_stride, out, order, start, count, kept, kept_after, rank, 
                 tl.store(cells, tl.zeros((M, N), out.dtype.element_ty), mask=mask)
 
 
-@jit
+@kernel
 def adapt(x, x_stride, parts, tokens, into_rank, into_stride, core, core_stride, from_stride, to_stride, from_rank,
           from_rank_stride, scale, scales, scales_stride, base, base_stride, out, order, tiles, kept, kept_after, rank,
           width_in, width_out, per_group,
@@ -246,7 +249,7 @@ def _write(sums, out, row, rank, width, ranks, columns, ACCUMULATE: tl.constexpr
     tl.store(cells, sums.to(out.dtype.element_ty), mask=mask)
 
 
-@jit
+@kernel
 def reduce_tokens(left, right, right_stride, order, scale, scales, scales_stride, pieces, out, n_rows, parts, rank,
                   width, R: tl.constexpr, N: tl.constexpr, T: tl.constexpr, SHORT: tl.constexpr,
                   ORDERED: tl.constexpr, DENSE: tl.constexpr, ACCUMULATE: tl.constexpr, SCALES: tl.constexpr,
@@ -290,7 +293,7 @@ def reduce_tokens(left, right, right_stride, order, scale, scales, scales_stride
             _write(sums, parts, slot, rank, width, ranks, columns, False, ACC)
 
 
-@jit
+@kernel
 def sum_pieces(parts, scale, scales, scales_stride, longs, out, n_rows, rank, width, R: tl.constexpr, N: tl.constexpr,
                DENSE: tl.constexpr, ACCUMULATE: tl.constexpr, SCALES: tl.constexpr, ACC: tl.constexpr):
     """Add up the pieces of a user with many tokens, in their order; program (such a user, block of columns)."""
@@ -308,7 +311,7 @@ def sum_pieces(parts, scale, scales, scales_stride, longs, out, n_rows, rank, wi
         _write(sums * own_scale, out, user if DENSE else row, rank, width, ranks, columns, ACCUMULATE, ACC)
 
 
-@jit
+@kernel
 def reduce_products(left, right, scale, scales, scales_stride, pieces, out, n_rows, rank, R: tl.constexpr,
                     T: tl.constexpr, TOTAL: tl.constexpr, DENSE: tl.constexpr, ACCUMULATE: tl.constexpr,
                     SCALES: tl.constexpr, ACC: tl.constexpr):

@@ -5,6 +5,7 @@
 
 #define LOWRANK_ABI 1
 #define LOWRANK_MAX_RANK 256
+#define LOWRANK_BLOCK 32 // tokens that are worked on together
 
 #define LOWRANK_PUBLIC __attribute__((visibility("default")))
 
@@ -37,6 +38,7 @@ struct LowrankCall {
 };
 
 LOWRANK_PUBLIC int64_t lowrank_abi(void);
+LOWRANK_PUBLIC int64_t lowrank_call_bytes(void);
 // Return the instruction set in use: "x86-64-v4", "x86-64-v3", "x86-64-v2", "generic", or null where there is none.
 LOWRANK_PUBLIC const char *lowrank_isa(void);
 // Use the named instruction set from now on; return 0, or 1 where this machine or this build does not have it.
@@ -51,10 +53,11 @@ LOWRANK_PUBLIC void lowrank_backward(const LowrankCall *call);
 struct LowrankKernels {
     void (*plain)(const LowrankCall *, int64_t start, int64_t end, bool backward); // tokens without an adapter
     void (*forward)(const LowrankCall *, int64_t segment, int64_t start, int64_t end);
-    void (*hidden)(const LowrankCall *, int64_t segment, int64_t start, int64_t end); // dL/d(A x) and dx
+    void (*hidden)(const LowrankCall *, int64_t segment, int64_t start, int64_t end); // scratch and dx
     void (*narrow)(const LowrankCall *, int64_t segment, int64_t start, int64_t end); // core and scale
-    // Columns first .. last of the gradient of A (which 0) or B (which 1) into row `row` of its buffer.
-    void (*factor)(const LowrankCall *, int which, int64_t row, int64_t start, int64_t end, int64_t first, int64_t last);
+    // Columns first .. last of the gradient of A (which 0) or B (which 1), put in or added to row `row` of its buffer.
+    void (*factor)(const LowrankCall *, int which, int64_t row, bool add, int64_t start, int64_t end, int64_t first,
+                   int64_t last);
     void (*absent)(const LowrankCall *, int64_t user); // zero the rows of a user who is not in the batch
     void (*fence)(void);
 };

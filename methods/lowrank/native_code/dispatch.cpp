@@ -30,9 +30,9 @@ extern "C" const LowrankKernels *lowrank_kernels_generic(void);
 
 namespace {
 
-constexpr int64_t LONG = 256;    // a segment with more tokens than this is shared out among threads
-constexpr int64_t PART = 64;     // tokens of a long segment that one thread takes
-constexpr int64_t COLUMNS = 512; // columns of a long segment's gradient that one thread takes
+constexpr int64_t LONG = 256;           // a segment with more tokens than this is shared out among threads
+constexpr int64_t PART = LOWRANK_BLOCK; // tokens of a long segment that one thread takes
+constexpr int64_t COLUMNS = 256;        // columns of a long segment's gradient that one thread takes
 
 struct Level {
     const char *name;
@@ -170,6 +170,8 @@ extern "C" {
 
 int64_t lowrank_abi(void) { return LOWRANK_ABI; }
 
+int64_t lowrank_call_bytes(void) { return sizeof(LowrankCall); }
+
 const char *lowrank_isa(void) { return level().name; }
 
 int64_t lowrank_use_isa(const char *name) {
@@ -197,7 +199,9 @@ void lowrank_backward(const LowrankCall *call) {
     const LowrankKernels &k = level().kernels[call->dtype];
     const bool own_a = call->da && call->a_stride, own_b = call->db && call->b_stride;
     const bool shared_a = call->da && !call->a_stride, shared_b = call->db && !call->b_stride;
-    const std::vector<Item> items = token_items(call, LONG);
+    // One thread takes every segment whole, while its rows are in the cache. The sums are the same: block by block.
+    const int64_t most = call->threads > 1 ? LONG : call->tokens;
+    const std::vector<Item> items = token_items(call, most);
     share(call, (int64_t)items.size(), k, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; i++) {
             const Item &item = items[i];
@@ -205,13 +209,17 @@ void lowrank_backward(const LowrankCall *call) {
                 k.plain(call, item.start, item.end, true);
                 continue;
             }
-            k.hidden(call, item.segment, item.start, item.end);
-            // A short segment is whole here, and its rows are still in the cache.
-            if (item.end - item.start != call->offsets[item.segment + 1] - call->offsets[item.segment]) continue;
+            const int64_t start = call->offsets[item.segment], end = call->offsets[item.segment + 1];
+            const bool whole = end - start <= most;
             const int64_t row = call->rows ? item.segment : call->users[item.segment];
-            if (own_b) k.factor(call, 1, row, item.start, item.end, 0, call->d_out);
-            if (own_a) k.factor(call, 0, row, item.start, item.end, 0, call->d_in);
-            if (narrow_wanted(call)) k.narrow(call, item.segment, item.start, item.end);
+            for (int64_t t = item.start; t < item.end; t += LOWRANK_BLOCK) {
+                const int64_t until = t + LOWRANK_BLOCK < item.end ? t + LOWRANK_BLOCK : item.end;
+                const bool add = call->accumulate || t > start;
+                k.hidden(call, item.segment, t, until);
+                if (whole && own_b) k.factor(call, 1, row, add, t, until, 0, call->d_out);
+                if (whole && own_a) k.factor(call, 0, row, add, t, until, 0, call->d_in);
+            }
+            if (whole && narrow_wanted(call)) k.narrow(call, item.segment, start, end);
         }
     });
     // What sums over more tokens than one thread was given: long segments, and factors that all users share.
@@ -227,7 +235,7 @@ void lowrank_backward(const LowrankCall *call) {
     };
     for (int64_t s = 0; s < call->n_active; s++) {
         const int64_t start = call->offsets[s], end = call->offsets[s + 1];
-        if (end - start <= LONG) continue;
+        if (end - start <= most) continue;
         const int64_t row = call->rows ? s : call->users[s];
         if (own_a) columns(0, s, row, start, end);
         if (own_b) columns(1, s, row, start, end);
@@ -239,7 +247,7 @@ void lowrank_backward(const LowrankCall *call) {
         for (int64_t i = first; i < last; i++) {
             const Later &each = later[i];
             if (each.what == 2) k.narrow(call, each.segment, each.start, each.end);
-            else k.factor(call, each.what, each.row, each.start, each.end, each.first, each.last);
+            else k.factor(call, each.what, each.row, call->accumulate, each.start, each.end, each.first, each.last);
         }
     });
     if (call->rows || call->accumulate) return;

@@ -20,9 +20,10 @@ constexpr int WIDTH = 32, COLUMNS = 2;
 #else
 constexpr int WIDTH = 16, COLUMNS = 2;
 #endif
-constexpr int64_t BLOCK = 64;                 // tokens that are worked on together
-constexpr int64_t STREAM_BYTES = 8 << 20;     // results beyond this pass by the caches
-constexpr int64_t FACTOR_COLUMNS = 512;       // columns of a factor's gradient that stay in the first cache
+constexpr int64_t BLOCK = LOWRANK_BLOCK;                 // tokens that are worked on together
+constexpr int64_t AHEAD = 4;                  // rows that are fetched before they are needed
+constexpr int PREFETCH = 3;                   // into the first cache
+constexpr int64_t STREAM_BYTES = 4 << 20;     // results beyond this pass by the caches
 constexpr int64_t STRIP_BYTES = 16 << 10;     // of what `combine` reads for every row of its result
 constexpr int64_t CHUNK_BYTES = 32 << 10;     // of a factor, that stay there while tokens pass
 
@@ -122,9 +123,10 @@ template <int N, int FIRST, int COUNT, int L, class V> inline INLINE V sums_of(c
         return fold<L, L / COUNT>(sums_of<N, FIRST, COUNT / 2, L>(v), sums_of<N, FIRST + COUNT / 2, COUNT / 2, L>(v));
 }
 
+// `soon` are rows that are read after these, or null: rows of a mixed batch lie apart, where no prefetcher guesses them.
 template <class S, int M, int R>
 inline void dots_tile(const S *const *x, const S *a, int64_t d, int64_t first, int64_t last,
-                      typename Sum<S>::type *out, int64_t rank) {
+                      typename Sum<S>::type *out, int64_t rank, const S *const *soon) {
     typedef typename Sum<S>::vector V;
     constexpr int L = LANES<S>;
     V sum[M][R];
@@ -133,6 +135,7 @@ inline void dots_tile(const S *const *x, const S *a, int64_t d, int64_t first, i
     for (; c + L <= last; c += L) {
         V row[R];
         each<R>([&](auto r) INLINE { row[r] = load(a + r * d + c); });
+        if (soon) each<M>([&](auto m) INLINE { __builtin_prefetch(soon[m] + c, 0, PREFETCH); });
         each<M>([&](auto m) INLINE {
             const V v = load(x[m] + c);
             each<R>([&](auto r) INLINE { sum[m][r] += v * row[r]; });
@@ -152,30 +155,34 @@ inline void dots_tile(const S *const *x, const S *a, int64_t d, int64_t first, i
 
 template <class S, int M>
 inline void dots_ranks(const S *const *x, const S *a, int64_t d, int64_t first, int64_t last,
-                       typename Sum<S>::type *out, int64_t rank) {
+                       typename Sum<S>::type *out, int64_t rank, const S *const *soon) {
     int64_t r = 0;
-    for (; r + 4 <= rank; r += 4) dots_tile<S, M, 4>(x, a + r * d, d, first, last, out + r, rank);
+    for (; r + 4 <= rank; r += 4)
+        dots_tile<S, M, 4>(x, a + r * d, d, first, last, out + r, rank, r == 0 ? soon : nullptr);
+    soon = r == 0 ? soon : nullptr;
     switch (rank - r) {
-    case 3: dots_tile<S, M, 3>(x, a + r * d, d, first, last, out + r, rank); break;
-    case 2: dots_tile<S, M, 2>(x, a + r * d, d, first, last, out + r, rank); break;
-    case 1: dots_tile<S, M, 1>(x, a + r * d, d, first, last, out + r, rank); break;
+    case 3: dots_tile<S, M, 3>(x, a + r * d, d, first, last, out + r, rank, soon); break;
+    case 2: dots_tile<S, M, 2>(x, a + r * d, d, first, last, out + r, rank, soon); break;
+    case 1: dots_tile<S, M, 1>(x, a + r * d, d, first, last, out + r, rank, soon); break;
     }
 }
 
-// out [n, rank] = rows x of d numbers times a [rank, d] transposed
+// out [n, rank] = rows x of d numbers times a [rank, d] transposed; behind the n rows of x stand `more` that come soon
 template <class S>
-void dots(const S *const *x, int64_t n, const S *a, int64_t d, typename Sum<S>::type *out, int64_t rank) {
+void dots(const S *const *x, int64_t n, int64_t more, const S *a, int64_t d, typename Sum<S>::type *out, int64_t rank) {
     constexpr int M = WIDTH == 64 ? 4 : 2;
     for (int64_t i = 0; i < n * rank; i++) out[i] = 0;
     int64_t chunk = CHUNK_BYTES / (int64_t)sizeof(S) / (rank > 0 ? rank : 1) / 64 * 64;
     chunk = chunk < 512 ? 512 : chunk > 2048 ? 2048 : chunk;
     for (int64_t first = 0; first < d; first += chunk) {
-        int64_t last = first + chunk < d ? first + chunk : d, m = 0;
-        for (; m + M <= n; m += M) dots_ranks<S, M>(x + m, a, d, first, last, out + m * rank, rank);
+        const int64_t last = first + chunk < d ? first + chunk : d;
+        int64_t m = 0;
+        auto soon = [&](int64_t rows) { return m + 2 * rows <= n + more ? x + m + rows : nullptr; };
+        for (; m + M <= n; m += M) dots_ranks<S, M>(x + m, a, d, first, last, out + m * rank, rank, soon(M));
         switch (n - m) {
-        case 3: dots_ranks<S, 3>(x + m, a, d, first, last, out + m * rank, rank); break;
-        case 2: dots_ranks<S, 2>(x + m, a, d, first, last, out + m * rank, rank); break;
-        case 1: dots_ranks<S, 1>(x + m, a, d, first, last, out + m * rank, rank); break;
+        case 3: dots_ranks<S, 3>(x + m, a, d, first, last, out + m * rank, rank, soon(3)); break;
+        case 2: dots_ranks<S, 2>(x + m, a, d, first, last, out + m * rank, rank, soon(2)); break;
+        case 1: dots_ranks<S, 1>(x + m, a, d, first, last, out + m * rank, rank, soon(1)); break;
         }
     }
 }
@@ -270,6 +277,11 @@ template <class S> struct Kernels {
         for (int64_t i = 0; i < n; i++) rows[i] = (const S *)first + call->order[start + i] * stride;
     }
 
+    // How many rows after `end` may be named as coming soon.
+    static int64_t ahead(const LowrankCall *call, int64_t end) {
+        return call->tokens - end < AHEAD ? call->tokens - end : AHEAD;
+    }
+
     static void ranks_at(const S *factor, int64_t d, int64_t rank, const S **rows) {
         for (int64_t r = 0; r < rank; r++) rows[r] = factor + r * d;
     }
@@ -312,17 +324,18 @@ template <class S> struct Kernels {
         const bool stream = call->tokens * call->d_out * (int64_t)sizeof(S) > STREAM_BYTES;
         const S *a = of(call->a, call->a_stride, user), *b = of(call->b, call->b_stride, user);
         const A scale = scale_of(call, user);
-        const S *x[BLOCK], *base[BLOCK], *ranks[LOWRANK_MAX_RANK];
+        const S *x[BLOCK + AHEAD], *base[BLOCK], *ranks[LOWRANK_MAX_RANK];
         S *y[BLOCK];
         A z[BLOCK * LOWRANK_MAX_RANK];
         ranks_at(b, call->d_out, rank, ranks);
         for (int64_t at = start; at < end; at += BLOCK) {
             const int64_t n = end - at < BLOCK ? end - at : BLOCK;
             A *h = (A *)call->hidden + at * rank;
-            rows_at(call, call->x, call->x_stride, at, n, x);
+            const int64_t more = ahead(call, at + n);
+            rows_at(call, call->x, call->x_stride, at, n + more, x);
             rows_at(call, call->y, call->d_out, at, n, (const S **)y);
             if (call->base) rows_at(call, call->base, call->base_stride, at, n, base);
-            dots<S>(x, n, a, call->d_in, h, rank);
+            dots<S>(x, n, more, a, call->d_in, h, rank);
             for (int64_t i = 0; i < n; i++) {
                 through(call, user, h + i * rank, z + i * rank, false);
                 for (int64_t r = 0; r < rank; r++) z[i * rank + r] *= scale;
@@ -337,15 +350,16 @@ template <class S> struct Kernels {
         const bool stream = call->tokens * call->d_in * (int64_t)sizeof(S) > STREAM_BYTES;
         const S *a = of(call->a, call->a_stride, user), *b = of(call->b, call->b_stride, user);
         const A scale = scale_of(call, user);
-        const S *dy[BLOCK], *ranks[LOWRANK_MAX_RANK];
+        const S *dy[BLOCK + AHEAD], *ranks[LOWRANK_MAX_RANK];
         S *dx[BLOCK];
         ranks_at(a, call->d_in, rank, ranks);
         for (int64_t at = start; at < end; at += BLOCK) {
             const int64_t n = end - at < BLOCK ? end - at : BLOCK;
             const A *h = (const A *)call->hidden + at * rank;
             A *g = (A *)call->scratch + at * rank, *dh = g + whole, *z = dh + whole;
-            rows_at(call, call->dy, call->dy_stride, at, n, dy);
-            dots<S>(dy, n, b, call->d_out, g, rank);
+            const int64_t more = ahead(call, at + n);
+            rows_at(call, call->dy, call->dy_stride, at, n + more, dy);
+            dots<S>(dy, n, more, b, call->d_out, g, rank);
             for (int64_t i = 0; i < n; i++) {
                 through(call, user, g + i * rank, dh + i * rank, true);
                 through(call, user, h + i * rank, z + i * rank, false);
@@ -363,28 +377,29 @@ template <class S> struct Kernels {
         const A *g = (const A *)call->scratch, *h = (const A *)call->hidden;
         const A scale = scale_of(call, user);
         if (call->dscale) {
-            A sum = call->accumulate ? ((A *)call->dscale)[row] : 0, z[LOWRANK_MAX_RANK];
+            double sum = call->accumulate ? ((A *)call->dscale)[row] : 0;
+            A z[LOWRANK_MAX_RANK];
             for (int64_t t = start; t < end; t++) {
                 through(call, user, h + t * rank, z, false);
-                for (int64_t r = 0; r < rank; r++) sum += g[t * rank + r] * z[r];
+                for (int64_t r = 0; r < rank; r++) sum += (double)g[t * rank + r] * z[r];
             }
-            ((A *)call->dscale)[row] = sum;
+            ((A *)call->dscale)[row] = (A)sum;
         }
         if (!call->dcore) return;
         const int64_t columns = call->core_kind == 1 ? rank : 1;
         S *out = (S *)call->dcore + row * rank * columns;
         for (int64_t i = 0; i < rank; i++)
             for (int64_t j = 0; j < columns; j++) {
-                A sum = 0;
+                double sum = 0;
                 const int64_t other = call->core_kind == 1 ? j : i;
-                for (int64_t t = start; t < end; t++) sum += g[t * rank + i] * h[t * rank + other];
+                for (int64_t t = start; t < end; t++) sum += (double)g[t * rank + i] * h[t * rank + other];
                 sum *= scale;
-                put(out + i * columns + j, call->accumulate ? number(out[i * columns + j]) + sum : sum);
+                put(out + i * columns + j, (A)(call->accumulate ? number(out[i * columns + j]) + sum : sum));
             }
     }
 
-    static void factor(const LowrankCall *call, int which, int64_t row, int64_t start, int64_t end, int64_t first,
-                       int64_t last) {
+    static void factor(const LowrankCall *call, int which, int64_t row, bool add, int64_t start, int64_t end,
+                       int64_t first, int64_t last) {
         const int64_t rank = call->rank, d = which ? call->d_out : call->d_in, whole = call->tokens * rank;
         const void *wide = which ? call->dy : call->x;
         const int64_t stride = which ? call->dy_stride : call->x_stride;
@@ -393,17 +408,13 @@ template <class S> struct Kernels {
         S *out[LOWRANK_MAX_RANK];
         const S *v[BLOCK];
         ranks_at((const S *)(which ? call->db : call->da) + row * rank * d, d, rank, (const S **)out);
-        if (start == end && !call->accumulate)
+        if (start == end && !add)
             for (int64_t r = 0; r < rank; r++) std::memset(out[r] + first, 0, (last - first) * sizeof(S));
-        for (int64_t c = first; c < last; c += FACTOR_COLUMNS) {
-            const int64_t until = c + FACTOR_COLUMNS < last ? c + FACTOR_COLUMNS : last;
-            for (int64_t at = start; at < end; at += BLOCK) {
-                const int64_t n = end - at < BLOCK ? end - at : BLOCK;
-                const bool add = call->accumulate || at > start;
-                rows_at(call, wide, stride, at, n, v);
-                combine<S>(out, add ? (const S *const *)out : nullptr, rank, {weights + at * rank, 1, rank}, v, n, c,
-                           until, stream && !add);
-            }
+        for (int64_t at = start; at < end; at += BLOCK, add = true) {
+            const int64_t n = end - at < BLOCK ? end - at : BLOCK;
+            rows_at(call, wide, stride, at, n, v);
+            combine<S>(out, add ? (const S *const *)out : nullptr, rank, {weights + at * rank, 1, rank}, v, n, first,
+                       last, stream && !add);
         }
     }
 

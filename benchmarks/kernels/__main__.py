@@ -1,0 +1,86 @@
+"""`python -m benchmarks.kernels`: measure a grid of kernels, write pytest-benchmark JSON, print the table."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datasets_registry.errors import HetprefError, RequestError, unknown
+
+_EPILOG = (
+    "Examples: python -m benchmarks.kernels    python -m benchmarks.kernels --only 768x768-r8    "
+    "python -m benchmarks.kernels --full --out results/kernels-full"
+)
+
+
+def measure(
+    grid: Annotated[str, typer.Option(metavar="quick|full", help="Which cells.")] = "quick",
+    full: Annotated[bool, typer.Option("--full", help="The same as --grid full; takes hours, and goes on.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Results folder; the file goes to DIR/kernels.")] = Path(
+        "results/kernels"
+    ),
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Only cells whose name holds this.")] = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
+) -> None:
+    """Measure the batched low-rank kernels against their rivals and against this machine, on one CPU thread.
+
+    Progress goes to stderr, the table to stdout. Stopped, it goes on where it was. Exit codes: 0 done, 1 a contender
+    computed something wrong or a part failed, 2 the request was wrong.
+    """
+    import psutil
+
+    from benchmarks.kernels.report import print_report, read_results
+    from benchmarks.kernels.run import affordable, result_path, run_cells
+    from benchmarks.kernels.shapes import GRIDS
+    from benchmarks.kernels.throughput import write_plots
+
+    grid = "full" if full else grid
+    if grid not in GRIDS:
+        raise unknown("grid", grid, GRIDS)
+    for package in ("pytest", "pytest_benchmark"):
+        if importlib.util.find_spec(package) is None:
+            raise RequestError(f'{package} is not installed; install it with: pip install "hetpref[kernels]"')
+    cells = [cell for cell in GRIDS[grid]() if only in cell.name]
+    if not cells:
+        first = GRIDS[grid]()[0].name
+        raise RequestError(f"no cell of the {grid} grid has {only!r} in its name; names are like {first}")
+    cells = affordable(cells, psutil.virtual_memory().available, _note)
+    right = run_cells(cells, grid, out, fresh, _note)
+    path = result_path(out)
+    if not path.is_file():
+        raise HetprefError("nothing was measured; what pytest said is above")
+    results = read_results(path)
+    print_report(results)
+    for line in write_plots(results, path.parent):
+        _note(line)
+    _note(f"written: {path}")
+    raise typer.Exit(0 if right else 1)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the command; a wrong request ends with exit code 2 and one line."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(epilog=_EPILOG)(measure)
+    try:
+        app(prog_name="python -m benchmarks.kernels")
+    except RequestError as why:
+        _note(f"kernels: {why}")
+        raise SystemExit(2) from None
+    except HetprefError as why:
+        _note(f"kernels: {why}")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        _note("stopped. Whole parts are kept; the same command goes on from there")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Every contender of every cell as a pytest benchmark; run it by `python -m benchmarks.kernels`.
+
+The contenders of a cell are measured together, taking turns; then each is reported as a benchmark of its own, whose
+clock shows the samples that were measured.
+"""
+
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kernels.machine import Roofline, bytes_of, flops_of, measure_roofline
+from benchmarks.kernels.measure import CONTENDERS, LIMITS, CellResult, Measured, measure_cell, tolerance_of
+from benchmarks.kernels.shapes import MODES, full, quick
+from benchmarks.meters import environment, source
+
+CELLS = {cell.name: cell for cell in full()}
+QUICK = {cell.name for cell in quick()}
+
+
+class ReplayedClock:
+    """A clock that stands still but for the samples that it is told: pytest-benchmark then records exactly these."""
+
+    __name__ = "process_time"
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += seconds
+
+
+CLOCK = ReplayedClock()
+
+
+@cache
+def roofline(dtype) -> Roofline:
+    import torch
+
+    torch.set_num_threads(1)
+    return measure_roofline(getattr(torch, dtype))
+
+
+@lru_cache(maxsize=1)
+def measured(name, mode, limits) -> CellResult:
+    roofline(CELLS[name].dtype)
+    result = measure_cell(CELLS[name], mode, LIMITS[limits])
+    print(f"{name} {mode}: {result.line()}", file=sys.stderr, flush=True)
+    return result
+
+
+def pytest_generate_tests(metafunc):
+    chosen = metafunc.config.getoption("--kernel-cells", None)
+    names = Path(chosen).read_text().split() if chosen else [cell.name for cell in quick()]
+    cases = [
+        pytest.param(
+            name,
+            mode,
+            contender.name,
+            id=f"{name}-{mode}-{contender.name.replace(' ', '-')}",
+            marks=[pytest.mark.quick] if name in QUICK else [],
+        )
+        for name in names
+        for mode in MODES
+        for contender in CONTENDERS
+    ]
+    metafunc.parametrize(("cell", "mode", "contender"), cases)
+
+
+@pytest.mark.benchmark(timer=CLOCK)
+def test_lowrank(cell, mode, contender, request):
+    result = measured(cell, mode, request.config.getoption("--kernel-limits", "quick"))
+    if contender in result.left_out:
+        pytest.skip(result.left_out[contender])
+    found = result.measured[contender]
+    # Before the fixture is there: a benchmark that fails after it would be saved all the same.
+    assert found.fault is None, f"{contender} is wrong and is left out: {found.fault}"
+    benchmark = request.getfixturevalue("benchmark")
+    benchmark.group = f"{cell} {mode}"
+    benchmark.extra_info.update(told(result, found))
+    samples = iter(found.samples)
+    benchmark.pedantic(lambda: CLOCK.advance(next(samples)), rounds=len(found.samples))
+
+
+def told(result: CellResult, found: Measured):
+    given, cell = result.given, result.given.cell
+    flops, moved = flops_of(given, result.mode), bytes_of(given, result.mode)
+    peaks = roofline(cell.dtype)
+    where = environment("cpu", threads=1)
+    return {
+        "kernel": "batched-lora",
+        "backend": found.contender.name,
+        "role": found.contender.role,
+        "took": found.ready.backend,
+        "cell": cell.name,
+        "mode": result.mode,
+        "grad": found.contender.grad if result.mode == "both" else None,
+        **asdict(cell),
+        "active": given.active,
+        "longest": given.longest,
+        "flops": flops,
+        "bytes": moved,
+        "floor_s": peaks.floor_s(flops, moved),
+        "gemm_flops_per_s": peaks.gemm_flops_per_s,
+        "gemm_size": peaks.gemm_size,
+        "bandwidth_bytes_per_s": peaks.stream_bytes_per_s,
+        "bandwidth_pattern": peaks.stream_pattern,
+        "error": max(found.errors.values(), default=None),
+        "errors": found.errors,
+        "tolerance": tolerance_of(found.contender, cell),
+        "plan_s": found.ready.plan_s,
+        "extra_peak_bytes": found.extra_peak_bytes,
+        "repeatable": found.repeatable,
+        "left_out": result.left_out,
+        "device": where.device,
+        "device_class": where.device_class,
+        "threads": where.threads,
+        "environment": {"python": where.python, "packages": packages()},
+        "source": source().model_dump(),
+    }
+
+
+@cache
+def packages():
+    """Return the versions that the numbers depend on."""
+    told = dict(environment("cpu", threads=1).packages)
+    with suppress(PackageNotFoundError):
+        told["peft"] = version("peft")
+    return told
