@@ -34,11 +34,12 @@ _LIMITS = Limits(rounds=40, least=7, least_behind=7, seconds=0.1, longest_s=floa
 def cells() -> list[Cell]:
     """Return the shapes that are measured: the table is looked up by the nearest of them."""
     return [
-        Cell(d, d, rank, users, tokens)
+        Cell(d, d, rank, users, tokens, routing)
         for d in (384, 768, 2048)
         for rank in (4, 8, 16)
         for users in (8, 64, 512, 2048)
-        for tokens in (256, 1024, 4096)
+        for tokens in (256, 4096)
+        for routing in ("uniform", "zipf-1.1")
     ]
 
 

@@ -120,10 +120,14 @@ def backward(problem: Problem, dy: Tensor, hidden: Tensor, into: Gradients) -> N
     scratch = hidden.new_empty(3, *hidden.shape)
     call = _call(problem, hidden)
     call.dy, call.dy_stride = dy.data_ptr(), dy.stride(0)
-    call.dx, call.da, call.db = _address(into.dx), _address(into.da), _address(into.db)
+    da, db = _in_type_of_sums(into.da, hidden.dtype), _in_type_of_sums(into.db, hidden.dtype)
+    call.dx, call.da, call.db = _address(into.dx), _address(da), _address(db)
     call.dcore, call.dscale, call.scratch = _address(into.dcore), _address(into.dscale), scratch.data_ptr()
     call.rows, call.accumulate = into.rows, into.accumulate
     _loaded()[0].lowrank_backward(ctypes.byref(call))
+    for target, summed in ((into.da, da), (into.db, db)):
+        if target is not None and summed is not None and summed is not target:
+            target.copy_(summed)
 
 
 def _call(problem: Problem, hidden: Tensor) -> _Call:
@@ -156,6 +160,11 @@ def _call(problem: Problem, hidden: Tensor) -> _Call:
     )
     call.threads = torch.get_num_threads()
     return call
+
+
+def _in_type_of_sums(target: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return the buffer of a factor's gradient, or a copy in the type in which its sums over tokens are kept."""
+    return target if target is None or target.dtype == dtype else target.to(dtype)
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -59,6 +59,11 @@ class Plan:
         """Return `offsets` on the host."""
         return self.offsets.tolist()
 
+    @cached_property
+    def longest(self) -> int:
+        """Return how many tokens the user with the most has."""
+        return int(np.diff(self.bounds).max(initial=0))
+
     @property
     def n_base(self) -> int:
         """Return how many tokens have no adapter."""

@@ -11,7 +11,9 @@ A shared factor is one dense matmul over all tokens in the order of the batch: n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from weakref import WeakKeyDictionary
 
@@ -53,29 +55,86 @@ def variant_of(problem: Problem, mode: str = "forward") -> str:
     return named if named in variants(problem) else "lengths"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Tokens with an adapter, as a variant wants them.
 
-    `order` int64 [n] names the tokens, or is None where they are the batch as it stands. `users` int64 [n_active] are
-    the users of the segments, `rows` where each of them stands in `plan.users` (None: in this order), `groups` the
-    segments of one length as (first segment, end segment, first token, length).
+    `order` int64 [n] names them, or is None where they are the batch as it stands; `others` the tokens without an
+    adapter, None where there are none. `users` int64 [n_active] are the users of the segments, `rows` where each of
+    them stands in `plan.users` (None: in this order), `groups` the segments of one length as (first segment, end
+    segment, first token, length). It does not hold the plan, which would keep both for ever.
     """
 
+    tokens: int
+    others: Tensor | None
     order: Tensor | None
     users: Tensor
     rows: Tensor | None
     groups: list[tuple[int, int, int, int]]
 
+    @cached_property
+    def inverse(self) -> Tensor:
+        """Return where each token of a batch without base-only tokens stands in `order`, int64 [T]."""
+        assert self.order is not None
+        return torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(self.order), device=self.device))
+
+    @cached_property
+    def segment(self) -> Tensor:
+        """Return the segment of every token, int64 [n]."""
+        counts = [length for first, end, _, length in self.groups for _ in range(end - first)]
+        return torch.repeat_interleave(torch.tensor(counts, dtype=torch.long)).to(self.device)
+
+    @cached_property
+    def token_users(self) -> Tensor:
+        """Return the user of every token, int64 [n]."""
+        return self.users.index_select(0, self.segment)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Return where each segment ends, int32 [n_active], where `groups` are single segments."""
+        return torch.tensor([start + length for _, _, start, length in self.groups], dtype=torch.int32).to(self.device)
+
+    @cached_property
+    def user_list(self) -> list[int]:
+        """Return the users on the host."""
+        return self.users.tolist()
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the layout lies."""
+        return self.users.device
+
     def rows_of(self, wide: Tensor) -> Tensor:
         """Return rows of the batch in this order."""
-        return wide if self.order is None else wide.index_select(0, self.order)
+        if self.order is None:
+            return wide
+        return torch.index_select(wide, 0, self.order, out=empty((len(self.order), wide.shape[1]), wide))
 
-    def to_batch(self, narrow: Tensor, tokens: int) -> Tensor:
+    def to_batch(self, narrow: Tensor) -> Tensor:
         """Return rows of this order in the order of the batch; tokens without an adapter are zero."""
         if self.order is None:
             return narrow
-        return narrow.new_zeros(tokens, *narrow.shape[1:]).index_copy_(0, self.order, narrow)
+        if self.others is None:
+            return narrow.index_select(0, self.inverse)
+        return narrow.new_zeros(self.tokens, *narrow.shape[1:]).index_copy_(0, self.order, narrow)
+
+    def place(self, wide: Tensor, base: Tensor | None, out: Tensor) -> None:
+        """Write base + wide into `out`, each row in its place; `base` may be `out`, and its other rows are kept."""
+        if self.others is not None:
+            assert self.order is not None
+            if base is None:
+                out.index_fill_(0, self.others, 0)
+            else:
+                wide = wide + base.index_select(0, self.order)
+                if base is not out:
+                    out.index_copy_(0, self.others, base.index_select(0, self.others))
+            out.index_copy_(0, self.order, wide)
+        elif base is not None:
+            torch.add(base, wide if self.order is None else wide.index_select(0, self.inverse), out=out)
+        elif self.order is None:
+            out.copy_(wide)
+        else:
+            torch.index_select(wide, 0, self.inverse, out=out)
 
 
 _layouts: WeakKeyDictionary[Plan, dict[bool, Layout]] = WeakKeyDictionary()
@@ -94,7 +153,11 @@ def _as_planned(plan: Plan) -> Layout:
     whole = plan.in_order and not plan.n_base
     ends = pairwise(plan.bounds)
     groups = [(i, i + 1, start - plan.n_base, end - start) for i, (start, end) in enumerate(ends)]
-    return Layout(None if whole else plan.order[plan.n_base :], plan.users, None, groups)
+    return Layout(plan.tokens, _others(plan), None if whole else plan.order[plan.n_base :], plan.users, None, groups)
+
+
+def _others(plan: Plan) -> Tensor | None:
+    return plan.order[: plan.n_base] if plan.n_base else None
 
 
 def _by_length(plan: Plan) -> Layout:
@@ -109,179 +172,170 @@ def _by_length(plan: Plan) -> Layout:
     groups = [(first, end, int(ends[first] - ordered[first]), int(ordered[first])) for first, end in pairwise(cuts)]
     rows = torch.from_numpy(by_length).to(plan.device)
     order = plan.order.index_select(0, torch.from_numpy(places).to(plan.device))
-    return Layout(order, plan.users.index_select(0, rows), rows, groups)
+    return Layout(plan.tokens, _others(plan), order, plan.users.index_select(0, rows), rows, groups)
 
 
 def forward(problem: Problem, base: Tensor | None, out: Tensor, *, variant: str | None = None) -> Tensor:
-    """Write y into `out` and return A x, [T, r] in the order of the batch; zero for tokens without an adapter."""
-    plan = problem.plan
+    """Write y into `out` and return A x, [n, r], in the order of the variant's layout."""
     chosen = variant or variant_of(problem, "forward")
-    layout = layout_of(plan, chosen)
+    layout = layout_of(problem.plan, chosen)
     if problem.shared_a:
-        hidden = problem.x @ problem.a.T
-        h = layout.rows_of(hidden)
+        h = layout.rows_of(problem.x @ problem.a.T)
     else:
         h = _shrink(layout.rows_of(problem.x), problem.a, layout, chosen)
-        hidden = layout.to_batch(h, plan.tokens)
     z = _scaled(problem, layout, _through(problem, layout, h))
     if problem.shared_b:
-        _add(layout.to_batch(z, plan.tokens) @ problem.b, base, out, plan)
-    elif layout.order is None and base is None:
-        _expand(z, problem.b, out, layout, chosen)
+        _add_shared(z, problem.b, base, out, layout)
     else:
-        wide = _expand(z, problem.b, empty((len(z), problem.d_out), problem.x), layout, chosen)
-        _place(wide, base, out, layout, plan)
-    return hidden
+        _put_expanded(z, problem.b, base, out, layout, chosen)
+    return h
 
 
 def backward(problem: Problem, dy: Tensor, hidden: Tensor, into: Gradients, *, variant: str | None = None) -> None:
-    """Fill the gradient buffers, given dL/dy."""
+    """Fill the gradient buffers, given dL/dy; a forced `variant` is the one of the forward call, too."""
     plan = problem.plan
-    chosen = variant or variant_of(problem, "backward")
-    layout = layout_of(plan, chosen)
-    h = layout.rows_of(hidden)
+    chosen, before = (variant or variant_of(problem, mode) for mode in ("backward", "forward"))
+    layout, made_in = layout_of(plan, chosen), layout_of(plan, before)
+    h = hidden if layout is made_in else layout.rows_of(made_in.to_batch(hidden))
     z = _through(problem, layout, h)
     if problem.shared_b:
         g = layout.rows_of(dy @ problem.b.T)
         if into.db is not None:
-            _shared_gradient(_scaled(problem, layout, z), dy, into.db, layout, plan, into)
+            _shared_gradient(_scaled(problem, layout, z), dy, into.db, layout, into)
     else:
         dys = layout.rows_of(dy)
         g = _shrink(dys, problem.b, layout, chosen)
         if into.db is not None:
-            _outer(_scaled(problem, layout, z), dys, into.db, layout, plan, chosen, into)
+            _outer(_scaled(problem, layout, z), dys, into.db, layout, chosen, into)
+        del dys
     if into.dscale is not None:
-        per_token = (g.double() * z).sum(1)
-        _put(into.dscale, _segment_sums(per_token, layout), layout, plan, into)
+        _put(into.dscale, _segment_sums((g.double() * z).sum(1), layout), layout, into)
     dz = _scaled(problem, layout, g)
     if into.dcore is not None:
         if into.dcore.dim() == 3:
-            _outer(dz, h, into.dcore, layout, plan, "loop" if chosen == "grouped" else chosen, into)
+            _outer(dz, h, into.dcore, layout, "loop" if chosen == "grouped" else chosen, into)
         else:
-            _put(into.dcore, _segment_sums(dz.double() * h, layout), layout, plan, into)
+            _put(into.dcore, _segment_sums(dz.double() * h, layout), layout, into)
     dh = _back_through(problem, layout, dz)
     if into.da is not None:
         if problem.shared_a:
-            _shared_gradient(dh, problem.x, into.da, layout, plan, into)
+            _shared_gradient(dh, problem.x, into.da, layout, into)
         else:
-            _outer(dh, layout.rows_of(problem.x), into.da, layout, plan, chosen, into)
+            _outer(dh, layout.rows_of(problem.x), into.da, layout, chosen, into)
     if into.dx is not None:
-        _fill_dx(problem, layout, dh, into.dx, chosen, into.accumulate)
+        below = into.dx if into.accumulate else None
+        if problem.shared_a:
+            _add_shared(dh, problem.a, below, into.dx, layout)
+        else:
+            _put_expanded(dh, problem.a, below, into.dx, layout, chosen)
 
 
-def _shared_gradient(narrow: Tensor, wide: Tensor, out: Tensor, layout: Layout, plan: Plan, into: Gradients) -> None:
+def _shared_gradient(narrow: Tensor, wide: Tensor, out: Tensor, layout: Layout, into: Gradients) -> None:
     """Put narrow^T wide over all tokens with an adapter: narrow [n, r] of a layout, wide [T, d] of the batch."""
-    if plan.n_base:  # what stands in a token without an adapter, be it NaN, must not reach the sum
+    if layout.others is not None:  # what stands in a token without an adapter, be it NaN, must not reach the sum
         wide = layout.rows_of(wide)
     else:
-        narrow = layout.to_batch(narrow, plan.tokens)
+        narrow = layout.to_batch(narrow)
     torch.addmm(out, narrow.T, wide, beta=int(into.accumulate), out=out)
 
 
-def _fill_dx(problem: Problem, layout: Layout, dh: Tensor, dx: Tensor, chosen: str, accumulate: bool) -> None:
-    """Write or add dh A, a row per token."""
-    if problem.shared_a:
-        whole = layout.to_batch(dh, problem.plan.tokens)
-        torch.addmm(dx, whole, problem.a, beta=int(accumulate), out=dx)
-    elif layout.order is None and not accumulate:
-        _expand(dh, problem.a, dx, layout, chosen)
-    else:
-        wide = _expand(dh, problem.a, empty((len(dh), problem.d_in), dx), layout, chosen)
-        _place(wide, dx if accumulate else None, dx, layout, problem.plan)
-
-
-def _add(delta: Tensor, base: Tensor | None, out: Tensor, plan: Plan) -> None:
-    """Write base + delta; rows without an adapter keep the base's bits (-0 + 0 would be 0)."""
+def _add_shared(narrow: Tensor, factor: Tensor, base: Tensor | None, out: Tensor, layout: Layout) -> None:
+    """Write base + narrow F in the order of the batch: narrow [n, r] of a layout, F [r, d]; `base` may be `out`."""
     if base is None:
-        out.copy_(delta)
-        return
-    kept = base.index_select(0, plan.order[: plan.n_base]) if plan.n_base else None
-    torch.add(base, delta, out=out)
-    if kept is not None:
-        out.index_copy_(0, plan.order[: plan.n_base], kept)
-
-
-def _place(wide: Tensor, base: Tensor | None, out: Tensor, layout: Layout, plan: Plan) -> None:
-    """Write or add rows of a layout in their places of the batch; `base` may be `out`."""
-    if base is None:
-        if plan.n_base:
-            out.index_fill_(0, plan.order[: plan.n_base], 0)
-    elif base is not out:
-        out.copy_(base)
-    if layout.order is None:
-        assert base is not None  # else the product was written in place
-        out.add_(wide)
-    elif base is None:
-        out.index_copy_(0, layout.order, wide)
+        torch.mm(layout.to_batch(narrow), factor, out=out)
+    elif layout.others is not None:  # rows without an adapter keep the base's bits: -0 + 0 would be 0
+        layout.place(narrow @ factor, base, out)
     else:
-        out.index_add_(0, layout.order, wide)
+        torch.addmm(base, layout.to_batch(narrow), factor, out=out)
+
+
+def _put_expanded(
+    narrow: Tensor, factor: Tensor, base: Tensor | None, out: Tensor, layout: Layout, chosen: str
+) -> None:
+    """Write base + narrow F_u in the order of the batch: narrow [n, r] of a layout; `base` may be `out`."""
+    if chosen == "grouped" and len(narrow):
+        layout.place(grouped_mm(narrow, _present(factor, layout), offs=layout.ends), base, out)
+    elif layout.order is None and base is None:
+        _expand(narrow, factor, out, layout, chosen)
+    else:
+        wide = empty((len(narrow), factor.shape[-1]), narrow)
+        layout.place(_expand(narrow, factor, wide, layout, chosen), base, out)
 
 
 def _shrink(rows: Tensor, factor: Tensor, layout: Layout, chosen: str) -> Tensor:
     """Return rows F_u^T, segment by segment: rows [n, d], factor [U, r, d], result [n, r]."""
     if chosen == "grouped" and len(rows):
-        return grouped_mm(rows, _present(factor, layout).transpose(1, 2), offs=_ends(layout))
+        return grouped_mm(rows, _present(factor, layout).transpose(1, 2), offs=layout.ends)
     out = rows.new_empty(len(rows), factor.shape[1])
     if chosen == "loop":
-        for user, (_, _, start, length) in zip(layout.users.tolist(), layout.groups, strict=True):
-            span = slice(start, start + length)
-            torch.mm(rows[span], factor[user].T, out=out[span])
+        for user, (_, _, start, length) in zip(layout.user_list, layout.groups, strict=True):
+            torch.mm(rows.narrow(0, start, length), factor[user].T, out=out.narrow(0, start, length))
         return out
-    for first, end, start, length in layout.groups:
-        n, span = end - first, slice(start, start + (end - first) * length)
-        part = factor.index_select(0, layout.users[first:end]).transpose(1, 2)
+    for users, n, length, span in _batches(layout):
+        part = factor.index_select(0, users).transpose(1, 2)
         torch.bmm(rows[span].view(n, length, -1), part, out=out[span].view(n, length, -1))
     return out
 
 
 def _expand(narrow: Tensor, factor: Tensor, out: Tensor, layout: Layout, chosen: str) -> Tensor:
-    """Write narrow F_u, segment by segment: narrow [n, r], factor [U, r, d], out [n, d]."""
-    if chosen == "grouped" and len(narrow):
-        out.copy_(grouped_mm(narrow, _present(factor, layout), offs=_ends(layout)))
-    elif chosen == "loop":
-        for user, (_, _, start, length) in zip(layout.users.tolist(), layout.groups, strict=True):
-            span = slice(start, start + length)
-            torch.mm(narrow[span], factor[user], out=out[span])
-    else:
-        for first, end, start, length in layout.groups:
-            n, span = end - first, slice(start, start + (end - first) * length)
-            part = factor.index_select(0, layout.users[first:end])
-            torch.bmm(narrow[span].reshape(n, length, -1), part, out=out[span].view(n, length, -1))
+    """Write narrow F_u, segment by segment: narrow [n, r], factor [U, r, d], out [n, d]; return out."""
+    if chosen == "loop":
+        for user, (_, _, start, length) in zip(layout.user_list, layout.groups, strict=True):
+            torch.mm(narrow.narrow(0, start, length), factor[user], out=out.narrow(0, start, length))
+        return out
+    for users, n, length, span in _batches(layout):
+        part = factor.index_select(0, users)
+        torch.bmm(narrow[span].reshape(n, length, -1), part, out=out[span].view(n, length, -1))
     return out
 
 
-def _outer(narrow: Tensor, wide: Tensor, out: Tensor, layout: Layout, plan: Plan, chosen: str, into: Gradients) -> None:
+def _outer(narrow: Tensor, wide: Tensor, out: Tensor, layout: Layout, chosen: str, into: Gradients) -> None:
     """Put narrow^T wide of every segment: narrow [n, r], wide [n, d], out a row [r, d] per segment or per user."""
     if chosen == "grouped" and len(wide):
-        _put(out, grouped_mm(narrow.T, wide, offs=_ends(layout)), layout, plan, into)
+        _put(out, grouped_mm(narrow.T, wide, offs=layout.ends), layout, into)
         return
-    rows = _target_rows(layout, plan, into)
-    if not into.accumulate and not into.rows and plan.n_active < len(out):
-        out.zero_()
+    _clear_absent(out, layout, into)
+    rows = _target_rows(layout, into)
     if chosen == "loop":
         for row, (_, _, start, length) in zip(rows.tolist(), layout.groups, strict=True):
-            span = slice(start, start + length)
-            target = out[row]
-            torch.addmm(target, narrow[span].T, wide[span], beta=int(into.accumulate), out=target)
+            left, right, target = narrow.narrow(0, start, length).T, wide.narrow(0, start, length), out[row]
+            if into.accumulate:
+                target.addmm_(left, right)
+            else:
+                torch.mm(left, right, out=target)
         return
+    done = 0
+    for _, n, length, span in _batches(layout):
+        part = torch.bmm(narrow[span].reshape(n, length, -1).transpose(1, 2), wide[span].view(n, length, -1))
+        _write(out, rows[done : done + n], part, into.accumulate)
+        done += n
+
+
+def _batches(layout: Layout) -> Iterator[tuple[Tensor, int, int, slice]]:
+    """Yield (users, how many, tokens of each, their span in the layout) for every length."""
     for first, end, start, length in layout.groups:
-        n, span = end - first, slice(start, start + (end - first) * length)
-        part = torch.bmm(narrow[span].reshape(n, length, -1).transpose(1, 2), wide[span].reshape(n, length, -1))
-        _write(out, rows[first:end], part, into.accumulate)
+        yield layout.users[first:end], end - first, length, slice(start, start + (end - first) * length)
 
 
-def _put(out: Tensor, values: Tensor, layout: Layout, plan: Plan, into: Gradients) -> None:
+def _put(out: Tensor, values: Tensor, layout: Layout, into: Gradients) -> None:
     """Put a value per segment where the caller wants it: a row per user present, or per user."""
-    if not into.accumulate and not into.rows and plan.n_active < len(out):
+    _clear_absent(out, layout, into)
+    if into.rows and layout.rows is None:
+        _ = out.add_(values) if into.accumulate else out.copy_(values)
+    else:
+        _write(out, _target_rows(layout, into), values, into.accumulate)
+
+
+def _clear_absent(out: Tensor, layout: Layout, into: Gradients) -> None:
+    if not into.accumulate and len(layout.users) < len(out):
         out.zero_()
-    _write(out, _target_rows(layout, plan, into), values, into.accumulate)
 
 
-def _target_rows(layout: Layout, plan: Plan, into: Gradients) -> Tensor:
+def _target_rows(layout: Layout, into: Gradients) -> Tensor:
     """Return the row of the buffer for every segment."""
     if not into.rows:
         return layout.users
-    return torch.arange(plan.n_active, device=plan.device) if layout.rows is None else layout.rows
+    return torch.arange(len(layout.users), device=layout.device) if layout.rows is None else layout.rows
 
 
 def _write(out: Tensor, rows: Tensor, values: Tensor, accumulate: bool) -> None:
@@ -294,25 +348,13 @@ def _write(out: Tensor, rows: Tensor, values: Tensor, accumulate: bool) -> None:
 
 def _segment_sums(values: Tensor, layout: Layout) -> Tensor:
     """Return the sum of each segment's rows, [n_active, ...]."""
-    index = _segment_index(layout, values.device)
-    return values.new_zeros(len(layout.users), *values.shape[1:]).index_add_(0, index, values)
-
-
-def _segment_index(layout: Layout, device: torch.device) -> Tensor:
-    """Return the segment of every token of a layout, int64 [n]."""
-    counts = [length for first, end, _, length in layout.groups for _ in range(end - first)]
-    return torch.repeat_interleave(torch.tensor(counts, dtype=torch.long)).to(device)
-
-
-def _token_users(layout: Layout) -> Tensor:
-    """Return the user of every token of a layout, int64 [n]."""
-    return layout.users.index_select(0, _segment_index(layout, layout.users.device))
+    return values.new_zeros(len(layout.users), *values.shape[1:]).index_add_(0, layout.segment, values)
 
 
 def _scaled(problem: Problem, layout: Layout, rows: Tensor) -> Tensor:
     """Return rows times their user's scale."""
     if isinstance(problem.scale, Tensor):
-        return rows * problem.scale.index_select(0, _token_users(layout)).to(rows.dtype)[:, None]
+        return rows * problem.scale.index_select(0, layout.token_users).to(rows.dtype)[:, None]
     return rows if problem.scale == 1.0 else rows * problem.scale
 
 
@@ -320,7 +362,7 @@ def _through(problem: Problem, layout: Layout, h: Tensor) -> Tensor:
     """Return C_u h, row by row."""
     if problem.core is None:
         return h
-    core = problem.core.index_select(0, _token_users(layout))
+    core = problem.core.index_select(0, layout.token_users)
     return h * core if core.dim() == 2 else torch.bmm(core, h[:, :, None])[:, :, 0]
 
 
@@ -328,16 +370,10 @@ def _back_through(problem: Problem, layout: Layout, dz: Tensor) -> Tensor:
     """Return C_u^T dz, row by row."""
     if problem.core is None:
         return dz
-    core = problem.core.index_select(0, _token_users(layout))
+    core = problem.core.index_select(0, layout.token_users)
     return dz * core if core.dim() == 2 else torch.bmm(dz[:, None, :], core)[:, 0]
 
 
 def _present(factor: Tensor, layout: Layout) -> Tensor:
     """Return the factors of the users present, without a copy where all are."""
     return factor if len(layout.users) == len(factor) else factor.index_select(0, layout.users)
-
-
-def _ends(layout: Layout) -> Tensor:
-    """Return where each segment ends, int32 [n_active]."""
-    ends = [start + length for _, _, start, length in layout.groups]
-    return torch.tensor(ends, dtype=torch.int32, device=layout.users.device)

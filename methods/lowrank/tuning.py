@@ -1,14 +1,13 @@
 """The measured table by which `auto` chooses: for every measured shape, the backend and the variant that were fastest.
 
 `tuning/cpu.json` is part of the repository and is written by `python -m benchmarks.kernels.tune`. A shape that was not
-measured takes the row of the nearest one, in the logarithms of what decides: tokens per user, users present, rank times
-width.
+measured takes the row of the nearest one, in the logarithms of what decides: tokens per user, users present, how much
+longer the longest segment is than the mean, and rank times width.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,15 +35,15 @@ def nearest(problem: Problem, mode: str) -> Choice:
     if plan.device.type != "cpu" or not plan.n_active:
         return Choice(None, None)
     tokens = plan.tokens - plan.n_base
-    return _nearest(mode, tokens, plan.n_active, problem.rank, problem.d_in + problem.d_out)
+    return _nearest(mode, tokens, plan.n_active, plan.longest, problem.rank, problem.d_in + problem.d_out)
 
 
 @cache
-def _nearest(mode: str, tokens: int, active: int, rank: int, width: int) -> Choice:
+def _nearest(mode: str, tokens: int, active: int, longest: int, rank: int, width: int) -> Choice:
     places, choices = _table("cpu", mode)
     if not choices:
         return Choice(None, None)
-    asked = np.log([tokens / active, active, max(rank, 1) * width])
+    asked = np.log(_place(tokens, active, longest, max(rank, 1) * width))
     return choices[int(((places - asked) ** 2).sum(1).argmin())]
 
 
@@ -55,13 +54,12 @@ def _table(device: str, mode: str) -> tuple[NDArray[np.float64], list[Choice]]:
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     mine = [row for row in rows if row["mode"] == mode]
     places = [
-        [
-            math.log(row["tokens"] / row["active"]),
-            math.log(row["active"]),
-            math.log(row["rank"] * (row["d_in"] + row["d_out"])),
-        ]
-        for row in mine
+        _place(row["tokens"], row["active"], row["longest"], row["rank"] * (row["d_in"] + row["d_out"])) for row in mine
     ]
-    return np.array(places).reshape(len(mine), 3), [
-        Choice(row["best"]["backend"], row["best"]["torch_variant"]) for row in mine
-    ]
+    choices = [Choice(row["best"]["backend"], row["best"]["torch_variant"]) for row in mine]
+    return np.log(np.array(places).reshape(len(mine), 4)), choices
+
+
+def _place(tokens: int, active: int, longest: int, size: int) -> tuple[float, float, float, float]:
+    """Return where a shape stands, before the logarithm."""
+    return tokens / active, active, longest * active / tokens, size

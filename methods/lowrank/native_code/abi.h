@@ -32,7 +32,7 @@ struct LowrankCall {
     // Backward: gradients of per-user operands have a row per user present (rows 1), or a row per user (rows 0).
     const void *dy;             // [T, d_out]
     int64_t dy_stride;
-    void *dx, *da, *db, *dcore, *dscale;
+    void *dx, *da, *db, *dcore, *dscale; // da, db and dscale in the type of sums
     void *scratch;              // [3, T, r] in the type of sums
     int64_t rows, accumulate, threads;
 };
@@ -49,12 +49,14 @@ LOWRANK_PUBLIC void lowrank_backward(const LowrankCall *call);
 }
 
 // What kernels.cpp, compiled once per instruction set, gives to dispatch.cpp. Tokens are named by their places
-// start .. end in `order`, all of one segment; `stream` says that a result is too large to stay in a cache.
+// start .. end in `order`, and `segment` is that of the first: several segments may follow each other.
 struct LowrankKernels {
     void (*plain)(const LowrankCall *, int64_t start, int64_t end, bool backward); // tokens without an adapter
     void (*forward)(const LowrankCall *, int64_t segment, int64_t start, int64_t end);
-    void (*hidden)(const LowrankCall *, int64_t segment, int64_t start, int64_t end); // scratch and dx
-    void (*narrow)(const LowrankCall *, int64_t segment, int64_t start, int64_t end); // core and scale
+    // With `whole` segments, also the gradients of what is a user's own.
+    void (*backward)(const LowrankCall *, int64_t segment, int64_t start, int64_t end, bool whole);
+    // The gradients of core and scale of one segment, all of whose tokens have been through `backward`.
+    void (*narrow)(const LowrankCall *, int64_t segment, int64_t start, int64_t end);
     // Columns first .. last of the gradient of A (which 0) or B (which 1), put in or added to row `row` of its buffer.
     void (*factor)(const LowrankCall *, int which, int64_t row, bool add, int64_t start, int64_t end, int64_t first,
                    int64_t last);

@@ -2,6 +2,7 @@
 // number of a result is summed by one thread, in an order that the plan alone decides.
 #include "abi.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
@@ -30,9 +31,8 @@ extern "C" const LowrankKernels *lowrank_kernels_generic(void);
 
 namespace {
 
-constexpr int64_t LONG = 256;           // a segment with more tokens than this is shared out among threads
-constexpr int64_t PART = LOWRANK_BLOCK; // tokens of a long segment that one thread takes
-constexpr int64_t COLUMNS = 256;        // columns of a long segment's gradient that one thread takes
+constexpr int64_t LONG = 256;    // a segment with more tokens than this is shared out among threads
+constexpr int64_t COLUMNS = 256; // columns of a long segment's gradient that one thread takes
 
 struct Level {
     const char *name;
@@ -146,23 +146,30 @@ template <class Work> void share(const LowrankCall *call, int64_t items, const L
 
 struct Item {
     int64_t segment, start, end; // segment -1: tokens without an adapter
+    bool whole;                  // of every segment all tokens
 };
 
-// Segments, the long ones in parts, and the tokens without an adapter.
+// Segments of more than `most` tokens in parts; shorter ones together until they fill a block; and the base-only tokens.
 std::vector<Item> token_items(const LowrankCall *call, int64_t most) {
     std::vector<Item> items;
-    items.reserve(call->n_active + call->tokens / PART + 1);
-    for (int64_t t = 0; t < call->n_base; t += PART)
-        items.push_back({-1, t, t + PART < call->n_base ? t + PART : call->n_base});
-    for (int64_t s = 0; s < call->n_active; s++) {
-        const int64_t start = call->offsets[s], end = call->offsets[s + 1];
-        const int64_t step = end - start > most ? PART : end - start;
-        for (int64_t t = start; t < end; t += step) items.push_back({s, t, t + step < end ? t + step : end});
+    items.reserve(call->n_active + call->tokens / LOWRANK_BLOCK + 1);
+    for (int64_t t = 0; t < call->n_base; t += LOWRANK_BLOCK)
+        items.push_back({-1, t, std::min(t + LOWRANK_BLOCK, call->n_base), false});
+    for (int64_t s = 0; s < call->n_active;) {
+        const int64_t first = s, start = call->offsets[s], end = call->offsets[s + 1];
+        if (end - start > most) {
+            for (int64_t t = start; t < end; t += LOWRANK_BLOCK)
+                items.push_back({s, t, std::min(t + LOWRANK_BLOCK, end), false});
+            s++;
+            continue;
+        }
+        while (s < call->n_active && call->offsets[s] - start < LOWRANK_BLOCK &&
+               call->offsets[s + 1] - call->offsets[s] <= most)
+            s++;
+        items.push_back({first, start, call->offsets[s], true});
     }
     return items;
 }
-
-bool narrow_wanted(const LowrankCall *call) { return call->dcore || call->dscale; }
 
 } // namespace
 
@@ -185,7 +192,7 @@ int64_t lowrank_use_isa(const char *name) {
 
 void lowrank_forward(const LowrankCall *call) {
     const LowrankKernels &k = level().kernels[call->dtype];
-    const std::vector<Item> items = token_items(call, PART);
+    const std::vector<Item> items = token_items(call, LOWRANK_BLOCK);
     share(call, (int64_t)items.size(), k, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; i++) {
             const Item &item = items[i];
@@ -199,7 +206,7 @@ void lowrank_backward(const LowrankCall *call) {
     const LowrankKernels &k = level().kernels[call->dtype];
     const bool own_a = call->da && call->a_stride, own_b = call->db && call->b_stride;
     const bool shared_a = call->da && !call->a_stride, shared_b = call->db && !call->b_stride;
-    // One thread takes every segment whole, while its rows are in the cache. The sums are the same: block by block.
+    // One thread takes every segment whole, while its rows are in the cache.
     const int64_t most = call->threads > 1 ? LONG : call->tokens;
     const std::vector<Item> items = token_items(call, most);
     share(call, (int64_t)items.size(), k, [&](int64_t first, int64_t last) {
@@ -209,17 +216,7 @@ void lowrank_backward(const LowrankCall *call) {
                 k.plain(call, item.start, item.end, true);
                 continue;
             }
-            const int64_t start = call->offsets[item.segment], end = call->offsets[item.segment + 1];
-            const bool whole = end - start <= most;
-            const int64_t row = call->rows ? item.segment : call->users[item.segment];
-            for (int64_t t = item.start; t < item.end; t += LOWRANK_BLOCK) {
-                const int64_t until = t + LOWRANK_BLOCK < item.end ? t + LOWRANK_BLOCK : item.end;
-                const bool add = call->accumulate || t > start;
-                k.hidden(call, item.segment, t, until);
-                if (whole && own_b) k.factor(call, 1, row, add, t, until, 0, call->d_out);
-                if (whole && own_a) k.factor(call, 0, row, add, t, until, 0, call->d_in);
-            }
-            if (whole && narrow_wanted(call)) k.narrow(call, item.segment, start, end);
+            k.backward(call, item.segment, item.start, item.end, item.whole);
         }
     });
     // What sums over more tokens than one thread was given: long segments, and factors that all users share.
@@ -239,7 +236,7 @@ void lowrank_backward(const LowrankCall *call) {
         const int64_t row = call->rows ? s : call->users[s];
         if (own_a) columns(0, s, row, start, end);
         if (own_b) columns(1, s, row, start, end);
-        if (narrow_wanted(call)) later.push_back({2, s, row, start, end, 0, 0});
+        if (call->dcore || call->dscale) later.push_back({2, s, row, start, end, 0, 0});
     }
     if (shared_a) columns(0, 0, 0, call->n_base, call->tokens);
     if (shared_b) columns(1, 0, 0, call->n_base, call->tokens);

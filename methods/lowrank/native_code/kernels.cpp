@@ -187,11 +187,12 @@ void dots(const S *const *x, int64_t n, int64_t more, const S *a, int64_t d, typ
     }
 }
 
-// Weights w[i, k] stand at w + i * wi + k * wk; init rows may be null (zero) and may be the out rows.
+// Weights w[i, k] stand at w + i * wi + k * wk; init rows may be null (zero) and may be the out rows. Results are of type
+// O: sums over many tokens are kept in the type of sums, since they are put down and taken up again block by block.
 template <class A> struct Weights { const A *w; int64_t wi, wk; };
 
-template <class S, int I, int C, bool STREAM>
-inline void combine_tile(S *const *out, const S *const *init, Weights<typename Sum<S>::type> w, const S *const *v,
+template <class O, class S, int I, int C, bool STREAM>
+inline void combine_tile(O *const *out, const O *const *init, Weights<typename Sum<S>::type> w, const S *const *v,
                          int64_t n, int64_t c) {
     typedef typename Sum<S>::vector V;
     constexpr int L = LANES<S>;
@@ -214,13 +215,13 @@ inline void combine_tile(S *const *out, const S *const *init, Weights<typename S
     });
 }
 
-template <class S, int I, bool STREAM>
-inline void combine_strip(S *const *out, const S *const *init, Weights<typename Sum<S>::type> w, const S *const *v,
+template <class O, class S, int I, bool STREAM>
+inline void combine_strip(O *const *out, const O *const *init, Weights<typename Sum<S>::type> w, const S *const *v,
                           int64_t n, int64_t first, int64_t last) {
     constexpr int L = LANES<S>;
     int64_t c = first;
-    for (; c + COLUMNS * L <= last; c += COLUMNS * L) combine_tile<S, I, COLUMNS, STREAM>(out, init, w, v, n, c);
-    for (; c + L <= last; c += L) combine_tile<S, I, 1, STREAM>(out, init, w, v, n, c);
+    for (; c + COLUMNS * L <= last; c += COLUMNS * L) combine_tile<O, S, I, COLUMNS, STREAM>(out, init, w, v, n, c);
+    for (; c + L <= last; c += L) combine_tile<O, S, I, 1, STREAM>(out, init, w, v, n, c);
     for (; c < last; c++)
         for (int i = 0; i < I; i++) {
             typename Sum<S>::type s = init ? number(init[i][c]) : 0;
@@ -229,8 +230,8 @@ inline void combine_strip(S *const *out, const S *const *init, Weights<typename 
         }
 }
 
-template <class S, bool STREAM>
-void combine_columns(S *const *out, const S *const *init, int64_t rows, Weights<typename Sum<S>::type> w,
+template <class O, class S, bool STREAM>
+void combine_columns(O *const *out, const O *const *init, int64_t rows, Weights<typename Sum<S>::type> w,
                      const S *const *v, int64_t n, int64_t first, int64_t last) {
     // Strips of v that stay in the first cache while rows of out pass: long enough for the prefetcher to follow.
     constexpr int64_t TILE = COLUMNS * LANES<S>;
@@ -241,28 +242,26 @@ void combine_columns(S *const *out, const S *const *init, int64_t rows, Weights<
     for (int64_t c = first; c < last; c += strip) {
         const int64_t until = c + strip < last ? c + strip : last;
         int64_t i = 0;
-        for (; i + 4 <= rows; i += 4) combine_strip<S, 4, STREAM>(out + i, from(i), part(i), v, n, c, until);
+        for (; i + 4 <= rows; i += 4) combine_strip<O, S, 4, STREAM>(out + i, from(i), part(i), v, n, c, until);
         switch (rows - i) {
-        case 3: combine_strip<S, 3, STREAM>(out + i, from(i), part(i), v, n, c, until); break;
-        case 2: combine_strip<S, 2, STREAM>(out + i, from(i), part(i), v, n, c, until); break;
-        case 1: combine_strip<S, 1, STREAM>(out + i, from(i), part(i), v, n, c, until); break;
+        case 3: combine_strip<O, S, 3, STREAM>(out + i, from(i), part(i), v, n, c, until); break;
+        case 2: combine_strip<O, S, 2, STREAM>(out + i, from(i), part(i), v, n, c, until); break;
+        case 1: combine_strip<O, S, 1, STREAM>(out + i, from(i), part(i), v, n, c, until); break;
         }
     }
 }
 
-template <class S>
-void combine(S *const *out, const S *const *init, int64_t rows, Weights<typename Sum<S>::type> w, const S *const *v,
+template <class O, class S>
+void combine(O *const *out, const O *const *init, int64_t rows, Weights<typename Sum<S>::type> w, const S *const *v,
              int64_t n, int64_t first, int64_t last, bool stream) {
     // Streaming stores want whole vectors at aligned places.
     for (int64_t i = 0; stream && i < rows; i++) stream = (uintptr_t)(out[i] + first) % WIDTH == 0;
-    if (stream) combine_columns<S, true>(out, init, rows, w, v, n, first, last);
-    else combine_columns<S, false>(out, init, rows, w, v, n, first, last);
+    if (stream) combine_columns<O, S, true>(out, init, rows, w, v, n, first, last);
+    else combine_columns<O, S, false>(out, init, rows, w, v, n, first, last);
 }
 
 template <class S> struct Kernels {
     typedef typename Sum<S>::type A;
-
-    static const S *of(const void *factor, int64_t stride, int64_t user) { return (const S *)factor + stride * user; }
 
     static A scale_of(const LowrankCall *call, int64_t user) {
         return call->user_scale ? ((const A *)call->user_scale)[user] : (A)call->scale;
@@ -319,56 +318,104 @@ template <class S> struct Kernels {
         }
     }
 
-    static void forward(const LowrankCall *call, int64_t segment, int64_t start, int64_t end) {
-        const int64_t rank = call->rank, user = call->users[segment];
-        const bool stream = call->tokens * call->d_out * (int64_t)sizeof(S) > STREAM_BYTES;
-        const S *a = of(call->a, call->a_stride, user), *b = of(call->b, call->b_stride, user);
-        const A scale = scale_of(call, user);
-        const S *x[BLOCK + AHEAD], *base[BLOCK], *ranks[LOWRANK_MAX_RANK];
-        S *y[BLOCK];
-        A z[BLOCK * LOWRANK_MAX_RANK];
-        ranks_at(b, call->d_out, rank, ranks);
-        for (int64_t at = start; at < end; at += BLOCK) {
-            const int64_t n = end - at < BLOCK ? end - at : BLOCK;
-            A *h = (A *)call->hidden + at * rank;
-            const int64_t more = ahead(call, at + n);
-            rows_at(call, call->x, call->x_stride, at, n + more, x);
-            rows_at(call, call->y, call->d_out, at, n, (const S **)y);
-            if (call->base) rows_at(call, call->base, call->base_stride, at, n, base);
-            dots<S>(x, n, more, a, call->d_in, h, rank);
-            for (int64_t i = 0; i < n; i++) {
-                through(call, user, h + i * rank, z + i * rank, false);
-                for (int64_t r = 0; r < rank; r++) z[i * rank + r] *= scale;
-            }
-            combine<S>(y, call->base ? base : nullptr, n, {z, rank, 1}, ranks, rank, 0, call->d_out, stream);
+    // f(segment, i, end) for the tokens at + i .. at + end of a block of n that are one segment's; `segment` is that of
+    // the first, and becomes that of the token behind the block.
+    template <class F> static void runs(const LowrankCall *call, int64_t &segment, int64_t at, int64_t n, const F &f) {
+        for (int64_t i = 0; i < n;) {
+            const int64_t last = call->offsets[segment + 1] - at, end = last < n ? last : n;
+            f(segment, i, end);
+            if (last <= n) segment++;
+            i = end;
         }
     }
 
-    // g = B^T dy, dL/d(A x) = C^T scale g and scale C A x into the scratch; dx
-    static void hidden(const LowrankCall *call, int64_t segment, int64_t start, int64_t end) {
-        const int64_t rank = call->rank, user = call->users[segment], whole = call->tokens * rank;
-        const bool stream = call->tokens * call->d_in * (int64_t)sizeof(S) > STREAM_BYTES;
-        const S *a = of(call->a, call->a_stride, user), *b = of(call->b, call->b_stride, user);
-        const A scale = scale_of(call, user);
-        const S *dy[BLOCK + AHEAD], *ranks[LOWRANK_MAX_RANK];
-        S *dx[BLOCK];
-        ranks_at(a, call->d_in, rank, ranks);
+    // out [n, rank] = rows times a shared factor, or run by run times the users' own
+    static void shrink(const LowrankCall *call, const void *factor, int64_t stride, int64_t segment, int64_t at,
+                       const S *const *rows, int64_t n, int64_t more, int64_t d, A *out) {
+        if (!stride) return dots<S>(rows, n, more, (const S *)factor, d, out, call->rank);
+        runs(call, segment, at, n, [&](int64_t s, int64_t i, int64_t end) {
+            const S *own = (const S *)factor + stride * call->users[s];
+            dots<S>(rows + i, end - i, n - end + more, own, d, out + i * call->rank, call->rank);
+        });
+    }
+
+    // out rows = init + weights [n, rank] times a shared factor, or run by run times the users' own
+    static void expand(const LowrankCall *call, const void *factor, int64_t stride, int64_t segment, int64_t at,
+                       const A *weights, int64_t n, int64_t d, S *const *out, const S *const *init, bool stream) {
+        const int64_t rank = call->rank;
+        const S *ranks[LOWRANK_MAX_RANK];
+        if (!stride) {
+            ranks_at((const S *)factor, d, rank, ranks);
+            return combine<S, S>(out, init, n, {weights, rank, 1}, ranks, rank, 0, d, stream);
+        }
+        runs(call, segment, at, n, [&](int64_t s, int64_t i, int64_t end) {
+            ranks_at((const S *)factor + stride * call->users[s], d, rank, ranks);
+            combine<S, S>(out + i, init ? init + i : nullptr, end - i, {weights + i * rank, rank, 1}, ranks, rank, 0, d,
+                       stream);
+        });
+    }
+
+    static void forward(const LowrankCall *call, int64_t segment, int64_t start, int64_t end) {
+        const int64_t rank = call->rank;
+        const bool stream = call->tokens * call->d_out * (int64_t)sizeof(S) > STREAM_BYTES;
+        const S *x[BLOCK + AHEAD], *base[BLOCK];
+        S *y[BLOCK];
+        A z[BLOCK * LOWRANK_MAX_RANK];
         for (int64_t at = start; at < end; at += BLOCK) {
-            const int64_t n = end - at < BLOCK ? end - at : BLOCK;
+            const int64_t n = end - at < BLOCK ? end - at : BLOCK, more = ahead(call, at + n), first = segment;
+            A *h = (A *)call->hidden + at * rank;
+            rows_at(call, call->x, call->x_stride, at, n + more, x);
+            rows_at(call, call->y, call->d_out, at, n, (const S **)y);
+            if (call->base) rows_at(call, call->base, call->base_stride, at, n, base);
+            shrink(call, call->a, call->a_stride, first, at, x, n, more, call->d_in, h);
+            runs(call, segment, at, n, [&](int64_t s, int64_t i, int64_t last) {
+                const int64_t user = call->users[s];
+                const A scale = scale_of(call, user);
+                for (; i < last; i++) {
+                    through(call, user, h + i * rank, z + i * rank, false);
+                    for (int64_t r = 0; r < rank; r++) z[i * rank + r] *= scale;
+                }
+            });
+            expand(call, call->b, call->b_stride, first, at, z, n, call->d_out, y, call->base ? base : nullptr, stream);
+        }
+    }
+
+    // g = B^T dy, dL/d(A x) = C^T scale g and scale C A x into the scratch; dx; with `whole` segments also what sums over
+    // their tokens, while these are in the cache.
+    static void backward(const LowrankCall *call, int64_t segment, int64_t start, int64_t end, bool whole) {
+        const int64_t rank = call->rank, size = call->tokens * rank;
+        const bool stream = call->tokens * call->d_in * (int64_t)sizeof(S) > STREAM_BYTES && !call->accumulate;
+        const S *dy[BLOCK + AHEAD];
+        S *dx[BLOCK];
+        for (int64_t at = start; at < end; at += BLOCK) {
+            const int64_t n = end - at < BLOCK ? end - at : BLOCK, more = ahead(call, at + n), first = segment;
             const A *h = (const A *)call->hidden + at * rank;
-            A *g = (A *)call->scratch + at * rank, *dh = g + whole, *z = dh + whole;
-            const int64_t more = ahead(call, at + n);
+            A *g = (A *)call->scratch + at * rank, *dh = g + size, *z = dh + size;
             rows_at(call, call->dy, call->dy_stride, at, n + more, dy);
-            dots<S>(dy, n, more, b, call->d_out, g, rank);
-            for (int64_t i = 0; i < n; i++) {
-                through(call, user, g + i * rank, dh + i * rank, true);
-                through(call, user, h + i * rank, z + i * rank, false);
-                for (int64_t r = 0; r < rank; r++) dh[i * rank + r] *= scale, z[i * rank + r] *= scale;
+            shrink(call, call->b, call->b_stride, first, at, dy, n, more, call->d_out, g);
+            runs(call, segment, at, n, [&](int64_t s, int64_t i, int64_t last) {
+                const int64_t user = call->users[s];
+                const A scale = scale_of(call, user);
+                for (; i < last; i++) {
+                    through(call, user, g + i * rank, dh + i * rank, true);
+                    through(call, user, h + i * rank, z + i * rank, false);
+                    for (int64_t r = 0; r < rank; r++) dh[i * rank + r] *= scale, z[i * rank + r] *= scale;
+                }
+            });
+            if (call->dx) {
+                rows_at(call, call->dx, call->d_in, at, n, (const S **)dx);
+                expand(call, call->a, call->a_stride, first, at, dh, n, call->d_in, dx,
+                       call->accumulate ? (const S *const *)dx : nullptr, stream);
             }
-            if (!call->dx) continue;
-            rows_at(call, call->dx, call->d_in, at, n, (const S **)dx);
-            combine<S>(dx, call->accumulate ? (const S *const *)dx : nullptr, n, {dh, rank, 1}, ranks, rank, 0,
-                       call->d_in, stream && !call->accumulate);
+            if (!whole) continue;
+            int64_t cursor = first;
+            runs(call, cursor, at, n, [&](int64_t s, int64_t i, int64_t last) {
+                const int64_t row = row_of(call, s), begin = call->offsets[s], until = call->offsets[s + 1];
+                const bool add = call->accumulate || at + i > begin;
+                if (call->db && call->b_stride) factor(call, 1, row, add, at + i, at + last, 0, call->d_out);
+                if (call->da && call->a_stride) factor(call, 0, row, add, at + i, at + last, 0, call->d_in);
+                if (at + last == until && (call->dcore || call->dscale)) narrow(call, s, begin, until);
+            });
         }
     }
 
@@ -404,24 +451,25 @@ template <class S> struct Kernels {
         const void *wide = which ? call->dy : call->x;
         const int64_t stride = which ? call->dy_stride : call->x_stride;
         const A *weights = (const A *)call->scratch + (which ? 2 : 1) * whole;
-        const bool stream = call->n_active * rank * d * (int64_t)sizeof(S) > STREAM_BYTES && end - start <= BLOCK;
-        S *out[LOWRANK_MAX_RANK];
+        const bool stream = call->n_active * rank * d * (int64_t)sizeof(A) > STREAM_BYTES && end - start <= BLOCK;
+        A *out[LOWRANK_MAX_RANK];
         const S *v[BLOCK];
-        ranks_at((const S *)(which ? call->db : call->da) + row * rank * d, d, rank, (const S **)out);
+        A *into = (A *)(which ? call->db : call->da) + row * rank * d;
+        for (int64_t r = 0; r < rank; r++) out[r] = into + r * d;
         if (start == end && !add)
-            for (int64_t r = 0; r < rank; r++) std::memset(out[r] + first, 0, (last - first) * sizeof(S));
+            for (int64_t r = 0; r < rank; r++) std::memset(out[r] + first, 0, (last - first) * sizeof(A));
         for (int64_t at = start; at < end; at += BLOCK, add = true) {
             const int64_t n = end - at < BLOCK ? end - at : BLOCK;
             rows_at(call, wide, stride, at, n, v);
-            combine<S>(out, add ? (const S *const *)out : nullptr, rank, {weights + at * rank, 1, rank}, v, n, first,
+            combine<A, S>(out, add ? (const A *const *)out : nullptr, rank, {weights + at * rank, 1, rank}, v, n, first,
                        last, stream && !add);
         }
     }
 
     static void absent(const LowrankCall *call, int64_t user) {
         const int64_t rank = call->rank, core = call->core_kind == 1 ? rank * rank : rank;
-        if (call->da && call->a_stride) std::memset((S *)call->da + user * rank * call->d_in, 0, rank * call->d_in * sizeof(S));
-        if (call->db && call->b_stride) std::memset((S *)call->db + user * rank * call->d_out, 0, rank * call->d_out * sizeof(S));
+        if (call->da && call->a_stride) std::memset((A *)call->da + user * rank * call->d_in, 0, rank * call->d_in * sizeof(A));
+        if (call->db && call->b_stride) std::memset((A *)call->db + user * rank * call->d_out, 0, rank * call->d_out * sizeof(A));
         if (call->dcore) std::memset((S *)call->dcore + user * core, 0, core * sizeof(S));
         if (call->dscale) ((A *)call->dscale)[user] = 0;
     }
@@ -432,7 +480,7 @@ template <class S> struct Kernels {
 #endif
     }
 
-    static constexpr LowrankKernels table = {plain, forward, hidden, narrow, factor, absent, fence};
+    static constexpr LowrankKernels table = {plain, forward, backward, narrow, factor, absent, fence};
 };
 
 const LowrankKernels tables[] = {Kernels<float>::table, Kernels<double>::table, Kernels<bfloat16>::table};
