@@ -25,7 +25,7 @@ NAN = float("nan")
 
 @contextmanager
 def on(route):
-    """Give the name of a route's backend, which until the end computes by that variant or instruction set, and alone."""
+    """Give the name of a route's backend, which until the end computes by that variant or set, on one thread."""
     backend, _, way = route.partition(" ")
     if backend != "auto" and (why := available_backends()[backend]) != "ok":
         pytest.skip(f"{backend}: {why}")

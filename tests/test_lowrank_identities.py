@@ -1,10 +1,10 @@
-"""What must hold whatever the kernels do: permutations, plain LoRA, PEFT, finite differences, optimisers, accumulation."""
+"""What must hold whatever the kernels do: permutations, plain LoRA, PEFT, finite differences, accumulation."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from lowrank_fixtures import ROUTES, Case, buffers, near, on, truth
+from lowrank_fixtures import OPERANDS, ROUTES, Case, buffers, check_gradients, near, on, truth
 from torch import nn
 
 from methods.lowrank import batched_lora, lora_backward, lora_forward, plan_batch
@@ -44,8 +44,7 @@ def test_permuted_tokens_give_permuted_rows_and_the_same_factors(backend, kind):
     again, found = both(replace(given, **rows), backend)
     near(again, y[shuffled], 2e-6)
     near(found.pop("dx"), expected.pop("dx")[shuffled], 2e-6, "dx")
-    for name, each in found.items():  # sums of 15 tokens in another order
-        torch.testing.assert_close(each, expected[name], rtol=1e-5, atol=2e-5)
+    check_gradients(given, found, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,21 +52,12 @@ def test_renamed_users_have_renamed_gradients(backend, kind):
     given = Case(tokens=90, users=9, rank=8, base=True, **KINDS[kind]).draw()
     y, expected = both(given, backend)
     names = torch.randperm(9, generator=torch.Generator().manual_seed(2))  # the new name of each user
-    per_user = {
-        name: each[names.argsort()]
-        for (gradient, each), name in zip(given.named().items(), ("x", "a", "b", "core", "scale"), strict=False)
-        if not given.whole(gradient)
-    }
-    if "scale" in KINDS[kind]:
-        per_user["scale"] = given.scale[names.argsort()]
+    old = names.argsort()
+    per_user = {OPERANDS[name]: each[old] for name, each in given.named().items() if not given.whole(name)}
     ids = torch.where(given.ids < 0, -1, names[given.ids.clamp(min=0)])
     again, found = both(replace(given, ids=ids, **per_user), backend)
     near(again, y, 2e-6)
-    for name, each in found.items():
-        if given.whole(name):
-            torch.testing.assert_close(each, expected[name], rtol=1e-5, atol=2e-5)
-        else:
-            torch.testing.assert_close(each[names], expected[name], rtol=1e-5, atol=2e-5)
+    check_gradients(given, {name: each if given.whole(name) else each[names] for name, each in found.items()}, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,8 +103,9 @@ def test_several_adapters_of_peft(backend):
     for name in names[1:]:
         layer.update_layer(name, 4, lora_alpha=6, config=peft.LoraConfig(r=4, lora_alpha=6))
     factors = [layer.lora_A[name].weight for name in names], [layer.lora_B[name].weight for name in names]
-    for weight in factors[1]:
-        nn.init.normal_(weight)  # PEFT begins with zero
+    for down, up in zip(*factors, strict=True):
+        down.requires_grad_()  # PEFT trains one adapter at a time
+        nn.init.normal_(up.requires_grad_())  # and begins with zero
     layer.eval()  # in training PEFT has no mixed batches
     x = given.x.clone().requires_grad_()
     theirs = layer(x, adapter_names=["__base__" if user < 0 else names[user] for user in given.ids.tolist()])
@@ -138,15 +129,14 @@ def test_several_adapters_of_peft(backend):
         near(b.grad[user], factors[1][user].grad.T, 1e-6, f"B of {names[user]}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "shared" in kind])
 def test_a_shared_factor_is_the_same_factor_for_every_user(backend, kind):
-    told = {**KINDS[kind], "shared": "".join(KINDS[kind].get("shared", "") or "a")}
-    given = Case(tokens=30, users=6, **told).draw()
-    repeated = {name: getattr(given, name).expand(6, -1, -1) for name in given.named() and told["shared"]}
+    given = Case(tokens=30, users=6, **KINDS[kind]).draw()
+    repeated = {name: getattr(given, name).expand(6, -1, -1) for name in KINDS[kind]["shared"]}
     y, shared = both(given, backend)
     again, own = both(replace(given, **repeated), backend)
     near(again, y, 2e-6)
-    for name in told["shared"]:
+    for name in repeated:
         near(own[f"d{name}"].sum(0), shared[f"d{name}"], 2e-6)
 
 
@@ -173,7 +163,7 @@ def test_a_sparse_gradient_takes_a_step_of_sparse_adam(backend):
     for before, after in zip((given.a, given.b, given.core), factors, strict=True):
         assert torch.equal(after[~present], before[~present])
         moved = (after - before)[present].detach()
-        torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.1))  # Adam's first step is the rate
+        torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.1), rtol=0.01, atol=0)  # Adam's first step
         assert after.grad.is_sparse
 
 
@@ -188,7 +178,7 @@ def test_accumulation_adds(backend, kind, rows):
     told = lora_backward(given.dy, saved, plan, **into, accumulate=True)
     assert all(getattr(told, name) is each for name, each in into.items())
     for name, each in into.items():
-        torch.testing.assert_close(each, 2 * once[name], rtol=1e-5, atol=2e-5)
+        near(each, 2 * once[name], 2e-6, name)
 
 
 def test_gradients_of_two_calls_add_up(backend):

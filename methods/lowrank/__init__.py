@@ -6,6 +6,7 @@ would cost. See docs/kernels.md.
 """
 
 from methods.lowrank.backends import available_backends
+from methods.lowrank.memory import release_memory
 from methods.lowrank.operation import Saved, batched_lora, lora_backward, lora_forward
 from methods.lowrank.plan import Plan, plan_batch
 from methods.lowrank.problem import BackendUnavailable, Gradients
@@ -22,4 +23,5 @@ __all__ = [
     "lora_backward",
     "lora_forward",
     "plan_batch",
+    "release_memory",
 ]

@@ -81,6 +81,8 @@ def _check_shapes(x: Tensor, a: Tensor, b: Tensor, core: Tensor | None, plan: Pl
         raise ValueError(f"a has rank {a.shape[-2]}, b has rank {b.shape[-2]}; shapes {_shape(a)} and {_shape(b)}")
     if x.shape[-1] != a.shape[-1]:
         raise ValueError(f"x has width {x.shape[-1]}, a has d_in {a.shape[-1]}; shapes {_shape(x)} and {_shape(a)}")
+    if not x.shape[-1] or not b.shape[-1]:
+        raise ValueError(f"d_in is {x.shape[-1]}, d_out is {b.shape[-1]}; both must be at least 1")
     if (tokens := x.shape[:-1].numel()) != plan.tokens:
         raise ValueError(
             f"x has {tokens} tokens (shape {_shape(x)}), the plan is of {plan.tokens}; plan this batch anew"

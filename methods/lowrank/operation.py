@@ -10,7 +10,7 @@ from torch import Tensor
 
 from methods.lowrank.backends import backend_for, backend_named
 from methods.lowrank.checks import buffer_like, problem_of, rows_like
-from methods.lowrank.pages import empty
+from methods.lowrank.memory import empty
 from methods.lowrank.plan import Plan
 from methods.lowrank.problem import Backend, Gradients, Problem, accumulate_dtype
 

@@ -71,8 +71,8 @@ def of(factor: Tensor, user: int) -> Tensor:
 
 
 def scale_of(problem: Problem, user: int) -> float | Tensor:
-    """Return the scale of a user."""
-    return problem.scale[user].to(problem.x.dtype) if isinstance(problem.scale, Tensor) else problem.scale
+    """Return the scale of a user: of no dimensions, so that it does not change the type of what it multiplies."""
+    return problem.scale[user] if isinstance(problem.scale, Tensor) else problem.scale
 
 
 def through(problem: Problem, user: int, h: Tensor) -> Tensor:

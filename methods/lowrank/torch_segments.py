@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import grouped_mm
 
 from methods.lowrank import tuning
-from methods.lowrank.pages import empty
+from methods.lowrank.memory import empty
 from methods.lowrank.plan import Plan
 from methods.lowrank.problem import Gradients, Problem
 
@@ -66,6 +66,7 @@ class Layout:
     """
 
     tokens: int
+    n_users: int
     others: Tensor | None
     order: Tensor | None
     users: Tensor
@@ -99,6 +100,19 @@ class Layout:
         """Return the users on the host."""
         return self.users.tolist()
 
+    def grouped(self, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """Return factors and ends as grouped_mm takes them: of all users if most are present, else of these alone."""
+        if 2 * len(self.users) < len(factor):
+            return _rows(factor, self.users), self.ends
+        return factor, self.ends_of_all
+
+    @cached_property
+    def ends_of_all(self) -> Tensor:
+        """Return where the tokens of each of all users end, int32 [U]; an absent user's are empty."""
+        lengths = torch.zeros(self.n_users, dtype=torch.int32, device=self.device)
+        lengths[self.users] = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
+        return lengths.cumsum(0, dtype=torch.int32)
+
     @property
     def device(self) -> torch.device:
         """Return where the layout lies."""
@@ -106,9 +120,7 @@ class Layout:
 
     def rows_of(self, wide: Tensor) -> Tensor:
         """Return rows of the batch in this order."""
-        if self.order is None:
-            return wide
-        return torch.index_select(wide, 0, self.order, out=empty((len(self.order), wide.shape[1]), wide))
+        return wide if self.order is None else _rows(wide, self.order)
 
     def to_batch(self, narrow: Tensor) -> Tensor:
         """Return rows of this order in the order of the batch; tokens without an adapter are zero."""
@@ -153,7 +165,9 @@ def _as_planned(plan: Plan) -> Layout:
     whole = plan.in_order and not plan.n_base
     ends = pairwise(plan.bounds)
     groups = [(i, i + 1, start - plan.n_base, end - start) for i, (start, end) in enumerate(ends)]
-    return Layout(plan.tokens, _others(plan), None if whole else plan.order[plan.n_base :], plan.users, None, groups)
+    return Layout(
+        plan.tokens, plan.n_users, _others(plan), None if whole else plan.order[plan.n_base :], plan.users, None, groups
+    )
 
 
 def _others(plan: Plan) -> Tensor | None:
@@ -172,7 +186,7 @@ def _by_length(plan: Plan) -> Layout:
     groups = [(first, end, int(ends[first] - ordered[first]), int(ordered[first])) for first, end in pairwise(cuts)]
     rows = torch.from_numpy(by_length).to(plan.device)
     order = plan.order.index_select(0, torch.from_numpy(places).to(plan.device))
-    return Layout(plan.tokens, _others(plan), order, plan.users.index_select(0, rows), rows, groups)
+    return Layout(plan.tokens, plan.n_users, _others(plan), order, plan.users.index_select(0, rows), rows, groups)
 
 
 def forward(problem: Problem, base: Tensor | None, out: Tensor, *, variant: str | None = None) -> Tensor:
@@ -254,7 +268,8 @@ def _put_expanded(
 ) -> None:
     """Write base + narrow F_u in the order of the batch: narrow [n, r] of a layout; `base` may be `out`."""
     if chosen == "grouped" and len(narrow):
-        layout.place(grouped_mm(narrow, _present(factor, layout), offs=layout.ends), base, out)
+        factors, ends = layout.grouped(factor)
+        layout.place(grouped_mm(narrow, factors, offs=ends), base, out)
     elif layout.order is None and base is None:
         _expand(narrow, factor, out, layout, chosen)
     else:
@@ -265,14 +280,15 @@ def _put_expanded(
 def _shrink(rows: Tensor, factor: Tensor, layout: Layout, chosen: str) -> Tensor:
     """Return rows F_u^T, segment by segment: rows [n, d], factor [U, r, d], result [n, r]."""
     if chosen == "grouped" and len(rows):
-        return grouped_mm(rows, _present(factor, layout).transpose(1, 2), offs=layout.ends)
+        factors, ends = layout.grouped(factor)
+        return grouped_mm(rows, factors.transpose(1, 2), offs=ends)
     out = rows.new_empty(len(rows), factor.shape[1])
     if chosen == "loop":
         for user, (_, _, start, length) in zip(layout.user_list, layout.groups, strict=True):
             torch.mm(rows.narrow(0, start, length), factor[user].T, out=out.narrow(0, start, length))
         return out
     for users, n, length, span in _batches(layout):
-        part = factor.index_select(0, users).transpose(1, 2)
+        part = _rows(factor, users).transpose(1, 2)
         torch.bmm(rows[span].view(n, length, -1), part, out=out[span].view(n, length, -1))
     return out
 
@@ -284,7 +300,7 @@ def _expand(narrow: Tensor, factor: Tensor, out: Tensor, layout: Layout, chosen:
             torch.mm(narrow.narrow(0, start, length), factor[user], out=out.narrow(0, start, length))
         return out
     for users, n, length, span in _batches(layout):
-        part = factor.index_select(0, users)
+        part = _rows(factor, users)
         torch.bmm(narrow[span].reshape(n, length, -1), part, out=out[span].view(n, length, -1))
     return out
 
@@ -306,7 +322,8 @@ def _outer(narrow: Tensor, wide: Tensor, out: Tensor, layout: Layout, chosen: st
         return
     done = 0
     for _, n, length, span in _batches(layout):
-        part = torch.bmm(narrow[span].reshape(n, length, -1).transpose(1, 2), wide[span].view(n, length, -1))
+        left, right = narrow[span].reshape(n, length, -1).transpose(1, 2), wide[span].view(n, length, -1)
+        part = torch.bmm(left, right, out=empty((n, left.shape[1], right.shape[2]), right))
         _write(out, rows[done : done + n], part, into.accumulate)
         done += n
 
@@ -354,7 +371,7 @@ def _segment_sums(values: Tensor, layout: Layout) -> Tensor:
 def _scaled(problem: Problem, layout: Layout, rows: Tensor) -> Tensor:
     """Return rows times their user's scale."""
     if isinstance(problem.scale, Tensor):
-        return rows * problem.scale.index_select(0, layout.token_users).to(rows.dtype)[:, None]
+        return (rows * problem.scale.index_select(0, layout.token_users)[:, None]).to(rows.dtype)
     return rows if problem.scale == 1.0 else rows * problem.scale
 
 
@@ -374,6 +391,6 @@ def _back_through(problem: Problem, layout: Layout, dz: Tensor) -> Tensor:
     return dz * core if core.dim() == 2 else torch.bmm(dz[:, None, :], core)[:, 0]
 
 
-def _present(factor: Tensor, layout: Layout) -> Tensor:
-    """Return the factors of the users present, without a copy where all are."""
-    return factor if len(layout.users) == len(factor) else factor.index_select(0, layout.users)
+def _rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """Return rows of a tensor, in kept memory where they are large."""
+    return torch.index_select(tensor, 0, index, out=empty((len(index), *tensor.shape[1:]), tensor))

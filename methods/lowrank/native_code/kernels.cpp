@@ -23,7 +23,7 @@ constexpr int WIDTH = 16, COLUMNS = 2;
 constexpr int64_t BLOCK = LOWRANK_BLOCK;                 // tokens that are worked on together
 constexpr int64_t AHEAD = 4;                  // rows that are fetched before they are needed
 constexpr int PREFETCH = 3;                   // into the first cache
-constexpr int64_t STREAM_BYTES = 4 << 20;     // results beyond this pass by the caches
+constexpr int64_t STREAM_BYTES = 1 << 20;     // results beyond this pass by the caches
 constexpr int64_t STRIP_BYTES = 16 << 10;     // of what `combine` reads for every row of its result
 constexpr int64_t CHUNK_BYTES = 32 << 10;     // of a factor, that stay there while tokens pass
 
