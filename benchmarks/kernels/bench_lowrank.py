@@ -5,6 +5,7 @@ clock shows the samples that were measured.
 """
 
 import sys
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, lru_cache
@@ -12,11 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.kernels.machine import Roofline, bytes_of, flops_of, measure_roofline
 from benchmarks.kernels.measure import CONTENDERS, LIMITS, CellResult, Measured, measure_cell, tolerance_of
 from benchmarks.kernels.shapes import MODES, full, quick
 from benchmarks.meters import environment, source
+from methods.lowrank import plan_batch
+from methods.lowrank.checks import problem_of
+from methods.lowrank.work import Peaks, measure_peaks, work_of
 
 CELLS = {cell.name: cell for cell in full()}
 QUICK = {cell.name for cell in quick()}
@@ -41,11 +45,9 @@ CLOCK = ReplayedClock()
 
 
 @cache
-def roofline(dtype) -> Roofline:
-    import torch
-
+def roofline(dtype) -> Peaks:
     torch.set_num_threads(1)
-    return measure_roofline(getattr(torch, dtype))
+    return measure_peaks(dtype=getattr(torch, dtype), clock=time.process_time)
 
 
 @lru_cache(maxsize=1)
@@ -91,8 +93,9 @@ def test_lowrank(cell, mode, contender, request):
 
 def told(result: CellResult, found: Measured):
     given, cell = result.given, result.given.cell
-    flops, moved = flops_of(given, result.mode), bytes_of(given, result.mode)
-    peaks = roofline(cell.dtype)
+    plan = plan_batch(torch.from_numpy(given.ids), cell.users)
+    problem = problem_of(given.x, given.a, given.b, plan, 1.0, given.core)
+    work, peaks = work_of(problem, backward=result.mode == "both"), roofline(cell.dtype)
     where = environment("cpu", threads=1)
     return {
         "kernel": "batched-lora",
@@ -105,13 +108,11 @@ def told(result: CellResult, found: Measured):
         **asdict(cell),
         "active": given.active,
         "longest": given.longest,
-        "flops": flops,
-        "bytes": moved,
-        "floor_s": peaks.floor_s(flops, moved),
+        "flops": work.flops,
+        "bytes": work.bytes,
+        "floor_s": peaks.floor_s(work),
         "gemm_flops_per_s": peaks.gemm_flops_per_s,
-        "gemm_size": peaks.gemm_size,
-        "bandwidth_bytes_per_s": peaks.stream_bytes_per_s,
-        "bandwidth_pattern": peaks.stream_pattern,
+        "bandwidth_bytes_per_s": peaks.bandwidth(work.bytes),
         "error": max(found.errors.values(), default=None),
         "errors": found.errors,
         "tolerance": tolerance_of(found.contender, cell),

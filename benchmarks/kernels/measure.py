@@ -19,11 +19,12 @@ import torch
 from benchmarks.kernels.anchors import ANCHORS
 from benchmarks.kernels.as_written import AS_WRITTEN
 from benchmarks.kernels.contenders import Contender, Ready
-from benchmarks.kernels.machine import Clock, peak_memory
 from benchmarks.kernels.operands import TOLERANCE, Mode, Operands, Outcome, errors, operands, truth
 from benchmarks.kernels.ours import OURS
+from benchmarks.kernels.peak_memory import peak_memory
 from benchmarks.kernels.rivals import RIVALS
 from benchmarks.kernels.shapes import Cell, seeded
+from methods.lowrank.work import Clock
 
 CONTENDERS = (*OURS, *RIVALS, *AS_WRITTEN, *ANCHORS)
 

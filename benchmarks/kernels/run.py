@@ -92,7 +92,9 @@ def _measure(part: Sequence[Cell], limits: str) -> tuple[bool, dict[str, Any] | 
         command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "benchmarks.kernels.options"]
         command += ["--benchmark-quiet", f"--benchmark-json={written}"]
         command += [f"--kernel-cells={chosen}", f"--kernel-limits={limits}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **_ONE_THREAD})
+        # Started from a test's worker process, pytest-benchmark would take itself for one, too, and measure nothing.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=inherited | _ONE_THREAD)
         if done.returncode:
             print(done.stdout[-4000:], file=sys.stderr)
         return not done.returncode, _read(written)

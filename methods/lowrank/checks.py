@@ -41,6 +41,7 @@ def problem_of(x: Tensor, a: Tensor, b: Tensor, plan: Plan, scale: float | Tenso
 
 
 def _check_kinds(x: Tensor, a: Tensor, b: Tensor, core: Tensor | None, plan: Plan) -> None:
+    """Raise for operands of several dtypes or devices, or that are no dense tensors."""
     dtype, device = _kind(x, "x")
     if dtype not in _FLOATS:
         raise TypeError(f"x has dtype {dtype}; allowed: {', '.join(map(str, _FLOATS))}")

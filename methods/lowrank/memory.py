@@ -1,8 +1,8 @@
 """Large results on the CPU, in memory that is kept: the first touch of a page costs more than writing all of it.
 
-The C library maps large memory afresh at most allocations, and the system clears every page of it: a gradient of 128 MiB
-takes longer to map than to compute. A training step frees what the next one asks for, so what is freed here is kept for
-the next result of about that size, in large pages where the system has them, up to `KEPT_BYTES` in all.
+The C library maps large memory afresh at most allocations, and the system clears every page of it: a gradient of 128
+MiB takes longer to map than to compute. A training step frees what the next one asks for, so what is freed here is kept
+for the next result of about that size, in large pages where the system has them, up to `KEPT_BYTES` in all.
 `release_memory()` gives it back. `torch` has the like for GPUs, none for the CPU.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGE = 1 << 20  # smaller results are the C library's, which keeps them itself
+LARGE = 4 << 20  # smaller results are the C library's, which keeps them itself
 KEPT_BYTES = 512 << 20
 _GRAIN = 1 << 20
 _HUGE_PAGE = 2 << 20

@@ -134,24 +134,24 @@ def _call(problem: Problem, hidden: Tensor) -> _Call:
     """Return what forward and backward have in common; the tensors must outlive the call."""
     plan, x, a, b, core, scale = problem.plan, problem.x, problem.a, problem.b, problem.core, problem.scale
     per_user = isinstance(scale, Tensor)
+    rank, d_in = a.shape[-2:]
+    d_out = b.shape[-1]
     call = _Call(
         plan.tokens,
         plan.n_base,
         plan.n_active,
         plan.n_users,
-        problem.d_in,
-        problem.d_out,
-        problem.rank,
+        d_in,
+        d_out,
+        rank,
         DTYPES[x.dtype],
-        plan.order.data_ptr(),
-        plan.users.data_ptr(),
-        plan.offsets.data_ptr(),
+        *plan.addresses,
         x.data_ptr(),
         x.stride(0),
         a.data_ptr(),
         b.data_ptr(),
-        0 if a.dim() == 2 else problem.rank * problem.d_in,
-        0 if b.dim() == 2 else problem.rank * problem.d_out,
+        0 if a.dim() == 2 else rank * d_in,
+        0 if b.dim() == 2 else rank * d_out,
         _address(core),
         0 if core is None else 1 if core.dim() == 3 else 2,
         scale.data_ptr() if per_user else None,

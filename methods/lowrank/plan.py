@@ -60,6 +60,11 @@ class Plan:
         return self.offsets.tolist()
 
     @cached_property
+    def addresses(self) -> tuple[int, int, int]:
+        """Return where `order`, `users` and `offsets` lie in memory."""
+        return self.order.data_ptr(), self.users.data_ptr(), self.offsets.data_ptr()
+
+    @cached_property
     def longest(self) -> int:
         """Return how many tokens the user with the most has."""
         return int(np.diff(self.bounds).max(initial=0))
