@@ -11,6 +11,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 CODE = Path("methods/lowrank/native_code")
 X86_LEVELS = ("v2", "v3", "v4")
@@ -26,16 +27,22 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build the library; setuptools turns a failure into a warning, as the extension is optional."""
-        levels = X86_LEVELS if platform.machine().lower() in ("x86_64", "amd64") else ("generic",)
-        objects = []
-        for level in levels:
+        objects: dict[str, list[str]] = {}
+        for level in X86_LEVELS if platform.machine().lower() in ("x86_64", "amd64") else ("generic",):
             flags = [*FLAGS, f"-DLOWRANK_KERNELS=lowrank_kernels_{level}"]
             flags += [] if level == "generic" else [f"-march=x86-64-{level}"]
-            objects += self._compiled("kernels.cpp", level, flags)
-        objects += self._compiled("dispatch.cpp", "dispatch", [*FLAGS, *(f"-DLOWRANK_{x.upper()}" for x in levels)])
+            try:
+                objects[level] = self._compiled("kernels.cpp", level, flags)
+            except CompileError as why:  # an older compiler does not know the newest instruction sets
+                self.warn(f"the kernels are built without {level}: {why}")
+        if not objects:
+            raise CompileError("the kernels could not be compiled for any instruction set")
+        found = [f"-DLOWRANK_{level.upper()}" for level in objects]
+        linked = [each for compiled in objects.values() for each in compiled]
+        linked += self._compiled("dispatch.cpp", "dispatch", [*FLAGS, *found])
         path = Path(self.get_ext_fullpath(ext.name))
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.compiler.link_shared_object(objects, str(path), libraries=["pthread"], target_lang="c++")
+        self.compiler.link_shared_object(linked, str(path), libraries=["pthread"], target_lang="c++")
 
     def _compiled(self, source: str, name: str, flags: list[str]) -> list[str]:
         out = str(Path(self.build_temp) / name)

@@ -4,8 +4,8 @@ import csv
 import importlib.util
 import io
 import json
-import os
 import math
+import os
 import shutil
 import subprocess
 import sys

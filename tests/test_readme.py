@@ -51,6 +51,15 @@ def test_commands_that_are_named_exist(file):
     assert set(re.findall(r"`?\bhetpref ([a-z]+) ", file)) <= known | {"results", "kernels"}
 
 
+def test_the_example_of_the_kernels_runs():
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    made = {}
+    exec(compile(code, "docs/kernels.md", "exec"), made)
+    assert made["layer"].b.abs().sum() > 0, "a step was taken"
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
+
+
 def test_files_that_are_linked_exist():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

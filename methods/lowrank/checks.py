@@ -90,8 +90,10 @@ def _check_shapes(x: Tensor, a: Tensor, b: Tensor, core: Tensor | None, plan: Pl
         )
     if a.dim() == b.dim() == 2 and core is None:
         raise ValueError("both factors are shared and there is no core, so nothing is per user; use two matmuls")
+    if core is None:
+        return
     rank = a.shape[-2]
-    if core is not None and tuple(core.shape) not in ((users, rank, rank), (users, rank)):
+    if tuple(core.shape) not in ((users, rank, rank), (users, rank)):
         raise ValueError(
             f"core has shape {_shape(core)}; allowed: [{users}, {rank}, {rank}], or [{users}, {rank}] for a diagonal"
         )

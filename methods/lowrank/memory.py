@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGE = 4 << 20  # smaller results are the C library's, which keeps them itself
+LARGE = 4 << 20  # smaller results are the C library's, which mostly keeps them itself
 KEPT_BYTES = 512 << 20
-_GRAIN = 1 << 20
 _HUGE_PAGE = 2 << 20
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
 
-# Free blocks, oldest first, and the references that tell when a tensor's memory is free. Lists and dicts alone, whose
-# operations are atomic: a block may be freed in any thread, in the middle of anything.
-_free: list[mmap.mmap] = []
+# Free blocks by their size, and the references that tell when a tensor's memory is free. Dicts and lists alone, whose
+# operations are atomic: a block may become free in any thread, in the middle of anything.
+_free: dict[int, list[mmap.mmap]] = {}
 _leases: dict[int, weakref.ref[memoryview]] = {}
 
 
@@ -48,14 +47,29 @@ def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
 def release_memory() -> int:
     """Give the memory of results that are gone back to the system; return how many bytes that were."""
     given = 0
-    while _free:
-        given += len(_free.pop())
+    for size, blocks in _free.copy().items():
+        given += size * len(blocks)
+        blocks.clear()
     return given
+
+
+def block_bytes(size: int) -> int:
+    """Return the size of a block for `size` bytes: the next of eight steps between powers of two, in whole pages.
+
+    >>> block_bytes(1 << 20) == 1 << 20, block_bytes((1 << 20) + 1) == (1 << 20) + (1 << 17)
+    (True, True)
+    """
+    step = max(1 << (size.bit_length() - 4), mmap.PAGESIZE)
+    return -(-size // step) * step
 
 
 def _lent(size: int, count: int, dtype: torch.dtype) -> Tensor:
     """Return a flat tensor on a free block, or on a new one; when its memory is free, the block is kept."""
-    block = _taken(size) or _mapped(size)
+    size = block_bytes(size)
+    try:
+        block = _free[size].pop()
+    except (KeyError, IndexError):
+        block = _mapped(size)
     lease = memoryview(block)
     tensor = torch.frombuffer(lease, dtype=dtype, count=count)
     key = id(lease)
@@ -68,20 +82,8 @@ def _lent(size: int, count: int, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
-def _taken(size: int) -> mmap.mmap | None:
-    """Return a free block that is not much larger than asked, the one freed last: it may still be in a cache."""
-    for block in reversed(_free.copy()):
-        if size <= len(block) <= size + size // 4 + _GRAIN:
-            try:
-                _free.remove(block)
-            except ValueError:  # another thread was faster
-                continue
-            return block
-    return None
-
-
 def _mapped(size: int) -> mmap.mmap:
-    block = mmap.mmap(-1, -(-size // _GRAIN) * _GRAIN, flags=_PRIVATE)
+    block = mmap.mmap(-1, size, flags=_PRIVATE)
     if _HUGE is not None and size >= _HUGE_PAGE:
         with contextlib.suppress(OSError):  # a kernel without large pages
             block.madvise(_HUGE)
@@ -89,10 +91,13 @@ def _mapped(size: int) -> mmap.mmap:
 
 
 def _keep(block: mmap.mmap) -> None:
-    """Keep a block that became free; the oldest go where it would be too much."""
-    _free.append(block)
-    while _free and sum(map(len, _free.copy())) > KEPT_BYTES:
-        try:
-            _free.pop(0)
-        except IndexError:
-            return
+    """Keep a block that became free; where it would be too much, blocks of other sizes go first."""
+    size = len(block)
+    _free.setdefault(size, []).append(block)
+    held = _free.copy()
+    excess = sum(each * len(blocks) for each, blocks in held.items()) - KEPT_BYTES
+    for each in sorted(held, key=lambda other: other == size):
+        while excess > 0 and held[each]:
+            with contextlib.suppress(IndexError):  # another thread took it
+                held[each].pop(0)
+            excess -= each
