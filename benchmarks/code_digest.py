@@ -12,6 +12,9 @@ from methods.interface import Method
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CATALOG = "methods.catalog"
+# The kernels count for the methods that use them: they are compiled, tuned and edited for speed more often than others.
+_KERNELS = "methods.lowrank"
+_KERNEL_FILES = (".py", ".cpp", ".h", ".json")
 # Of the runner, only what cuts the payload and asks the questions; how processes are kept or shown moves no margin.
 _OF_THE_RUNNER = ("cells", "cell_process", "choice_sets", "payloads")
 
@@ -19,8 +22,8 @@ _OF_THE_RUNNER = ("cells", "cell_process", "choice_sets", "payloads")
 def source_sha256(cls: type[Method]) -> str:
     """Return the sha256 of a method's own modules and of everything that all methods share.
 
-    Own modules are the class's and, within the catalogue or the plug-in's package, those that they import: editing one
-    method does not run the others again.
+    Own modules are the class's and, within the catalogue or the plug-in's package, those that they import, and the
+    kernels where one of these does: editing one method does not run the others again.
     """
     h = hashlib.sha256(_shared().encode())
     for path in sorted(_own_files(cls.__module__)):
@@ -33,7 +36,7 @@ def _shared() -> str:
     """Return the digest of the datasets' code, the methods' machinery, and what the runner hands to a cell."""
     files = [
         *(_ROOT / "datasets_registry").rglob("*.py"),
-        *(p for p in (_ROOT / "methods").rglob("*.py") if p.parent.name != "catalog"),
+        *(p for p in (_ROOT / "methods").rglob("*.py") if p.relative_to(_ROOT).parts[1] not in ("catalog", "lowrank")),
         *(_ROOT / "benchmarks" / f"{name}.py" for name in _OF_THE_RUNNER),
     ]
     h = hashlib.sha256()
@@ -46,9 +49,13 @@ def _own_files(module: str) -> set[Path]:
     """Return the files of a module and of the modules beside it that it imports, directly or not."""
     package = _CATALOG if module.startswith(_CATALOG + ".") else module.split(".")[0]
     found: dict[str, Path] = {}
+    kernels: set[Path] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
+        if name == _KERNELS or name.startswith(_KERNELS + "."):
+            kernels = {p for p in (_ROOT / "methods" / "lowrank").rglob("*") if p.suffix in _KERNEL_FILES}
+            continue
         if name in found or not (name == package or name.startswith(package + ".")):
             continue
         path = getattr(sys.modules.get(name), "__file__", None)
@@ -60,4 +67,4 @@ def _own_files(module: str) -> set[Path]:
                 waiting += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return set(found.values())
+    return {*found.values(), *kernels}

@@ -1,6 +1,7 @@
 """A cell's key holds everything of ours that can move a margin, and nothing else."""
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,14 @@ def test_truth_is_for_simulated_data_only():
     plan = DatasetPlan("electricity@1", "tabular@1", n_train=("all",), n_support=(0,))
     suite = Suite("cells", "", (plan,), (MethodPlan("oracle", {}),), 1, 60, 512)
     assert not list(plan_cells(suite, prepare(plan, Silent()), [MethodEntry(find("oracle"), {}, "hetpref", "0", "")]))
+
+
+def test_the_kernels_count_for_methods_that_use_them(tmp_path, monkeypatch):
+    (tmp_path / "uses_kernels.py").write_text("from methods.lowrank import batched_lora\n")
+    (tmp_path / "uses_none.py").write_text("import methods.interface\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("uses_kernels")
+    importlib.import_module("uses_none")
+    own = {p.name for p in code_digest._own_files("uses_kernels")}
+    assert own >= {"uses_kernels.py", "operation.py", "kernels.cpp", "cpu.json"}
+    assert {p.name for p in code_digest._own_files("uses_none")} == {"uses_none.py"}
