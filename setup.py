@@ -46,7 +46,7 @@ class BuildKernels(build_ext):
 
     def _compiled(self, source: str, name: str, flags: list[str]) -> list[str]:
         out = str(Path(self.build_temp) / name)
-        depends = [str(CODE / "abi.h")]
+        depends = [str(CODE / "abi.h"), str(CODE / "lanes.h")]
         return self.compiler.compile([str(CODE / source)], output_dir=out, extra_postargs=flags, depends=depends)
 
 

@@ -58,7 +58,7 @@ WRONG = {
         r"base has dtype torch.float64, x has torch",
         {"base": zeros(5, 4, dtype=F64)},
     ),
-    "out of another dtype": (TypeError, r"out has dtype torch.float64, x has torch", {"out": zeros(5, 4, dtype=F64)}),
+    "out of another dtype": (TypeError, r"out has dtype torch.float64; the buffer must have torch", {"out": zeros(5, 4, dtype=F64)}),
     "no plan": (TypeError, r"plan is Tensor; make one with plan_batch", {"plan": torch.arange(5)}),
     "scale no number": (TypeError, r"scale is str; give a number, or a tensor of shape \[3\]", {"scale": "2"}),
     "scale a truth value": (TypeError, r"scale is bool; give a number", {"scale": True}),
@@ -167,7 +167,7 @@ BUFFERS = {
     "db not contiguous": (ValueError, r"db is not contiguous", {"db": zeros(8, 4, 2).mT}),
     "da of another dtype": (
         TypeError,
-        r"da has dtype torch.float64, x has torch.float32",
+        r"da has dtype torch.float64; the buffer must have torch.float32",
         {"da": zeros(8, 2, 6, dtype=F64)},
     ),
     "da elsewhere": (ValueError, r"da is on meta, x is on cpu", {"da": zeros(8, 2, 6, device="meta")}),
@@ -190,7 +190,7 @@ BUFFERS = {
     "dscale of other users": (ValueError, r"dscale has shape \[5\]; allowed: \[8\] or \[3\]", {"dscale": zeros(5)}),
     "dscale of another dtype": (
         TypeError,
-        r"dscale has dtype torch.float64; it must be torch.float32",
+        r"dscale has dtype torch.float64; the buffer must have torch.float32",
         {"dscale": zeros(8, dtype=F64)},
     ),
 }

@@ -72,9 +72,23 @@ def test_a_plan_is_for_one_device_and_says_what_it_is_for():
     assert repr(plan) == "Plan(tokens=2, n_users=2, device='cpu')"
 
 
-def test_ids_that_change_later_do_not_change_the_plan():
-    ids = torch.tensor([2, 0, 1], dtype=torch.int32)
-    plan = plan_batch(ids, 3)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("make", [plan_batch, plan_on_device])
+def test_ids_that_change_later_do_not_change_the_plan(make, dtype):
+    ids = torch.tensor([2, 0, 1], dtype=dtype)
+    plan = make(ids, 3)
     ids.zero_()
+    assert plan.ids.tolist() == [2, 0, 1]
     assert plan.order.tolist() == [1, 2, 0]
     assert plan.users.tolist() == [0, 1, 2]
+
+
+def test_on_the_host_ids_are_always_checked():
+    with pytest.raises(IndexError, match="user id 3000000 at position 1"):
+        plan_batch(torch.tensor([0, 3_000_000]), 2, check=False)
+
+
+def test_the_number_of_users_may_be_any_integer():
+    assert plan_batch(torch.tensor([0, 4]), np.int64(5)).n_users == 5
+    with pytest.raises(ValueError, match=r"n_users is 2\.5"):
+        plan_batch(torch.tensor([0, 1]), 2.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import cast
@@ -34,7 +33,7 @@ def available_backends() -> dict[str, str]:
 def why_not(name: str) -> str | None:
     """Return why a backend cannot be used on this machine, or None; one that fails to load takes down no other."""
     try:
-        return cast(Callable[[], str | None], _module(name).unavailable)()
+        return backend_named(name).unavailable()
     except Exception as why:
         return f"it failed to load: {type(why).__name__}: {why}"
 

@@ -122,11 +122,13 @@ def rows_like(name: str, given: Tensor, problem: Problem, shape: tuple[int, ...]
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
-def buffer_like(name: str, given: Tensor, problem: Problem, allowed: list[tuple[int, ...]]) -> Tensor:
-    """Return a buffer that may be written: contiguous, of x's dtype and device, and of one of the allowed shapes."""
+def buffer_like(
+    name: str, given: Tensor, problem: Problem, allowed: list[tuple[int, ...]], wanted: torch.dtype | None = None
+) -> Tensor:
+    """Return a buffer that may be written: contiguous, on x's device, of an allowed shape, of x's dtype or `wanted`."""
     dtype, device = _kind(given, name)
-    if dtype != problem.x.dtype:
-        raise TypeError(f"{name} has dtype {dtype}, x has {problem.x.dtype}; the buffer must have x's dtype")
+    if dtype != (wanted or problem.x.dtype):
+        raise TypeError(f"{name} has dtype {dtype}; the buffer must have {wanted or problem.x.dtype}")
     if device != problem.x.device:
         raise ValueError(f"{name} is on {device}, x is on {problem.x.device}; the buffer must be on x's device")
     if tuple(given.shape) not in allowed:

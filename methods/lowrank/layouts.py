@@ -48,7 +48,7 @@ class Layout:
     def segment(self) -> Tensor:
         """Return the segment of every token, int64 [n]."""
         counts = [length for first, end, _, length in self.groups for _ in range(end - first)]
-        return torch.repeat_interleave(torch.tensor(counts, dtype=torch.long)).to(self.device)
+        return torch.repeat_interleave(torch.tensor(counts, dtype=torch.long, device="cpu")).to(self.device)
 
     @cached_property
     def token_users(self) -> Tensor:
@@ -58,7 +58,8 @@ class Layout:
     @cached_property
     def ends(self) -> Tensor:
         """Return where each segment ends, int32 [n_active], where `groups` are single segments."""
-        return torch.tensor([start + length for _, _, start, length in self.groups], dtype=torch.int32).to(self.device)
+        ends = [start + length for _, _, start, length in self.groups]
+        return torch.tensor(ends, dtype=torch.int32, device="cpu").to(self.device)
 
     @cached_property
     def lengths(self) -> list[int]:

@@ -93,6 +93,8 @@ def _mapped(size: int) -> mmap.mmap:
 def _keep(block: mmap.mmap) -> None:
     """Keep a block that became free; where it would be too much, blocks of other sizes go first."""
     size = len(block)
+    if size > KEPT_BYTES:
+        return
     _free.setdefault(size, []).append(block)
     held = _free.copy()
     excess = sum(each * len(blocks) for each, blocks in held.items()) - KEPT_BYTES

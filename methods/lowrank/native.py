@@ -106,7 +106,7 @@ def use_instruction_set(name: str) -> bool:
 
 def forward(problem: Problem, base: Tensor | None, out: Tensor) -> Tensor:
     """Write y into `out` and return A x, [T, r], in the type of sums and the order of the plan."""
-    hidden = torch.empty(problem.plan.tokens, problem.rank, dtype=accumulate_dtype(problem.x.dtype))
+    hidden = problem.x.new_empty(problem.plan.tokens, problem.rank, dtype=accumulate_dtype(problem.x.dtype))
     call = _call(problem, hidden)
     call.y = out.data_ptr()
     if base is not None:

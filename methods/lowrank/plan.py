@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,9 +60,9 @@ class Plan:
         """Return `offsets` on the host."""
         return self.offsets.tolist()
 
-    @cached_property
+    @property
     def addresses(self) -> tuple[int, int, int]:
-        """Return where `order`, `users` and `offsets` lie in memory."""
+        """Return where `order`, `users` and `offsets` lie in memory: not kept, as a copy of the plan lies elsewhere."""
         return self.order.data_ptr(), self.users.data_ptr(), self.offsets.data_ptr()
 
     @cached_property
@@ -90,9 +91,9 @@ def plan_batch(user_ids: Tensor, n_users: int, *, device: torch.device | str | N
     """Return the plan of a batch: which tokens belong to whom.
 
     `user_ids` is int32 or int64 of any shape, one id per token in 0 .. n_users - 1, or -1 for no adapter (the base
-    alone). `check=False` leaves out the check of the ids' range, which on a GPU waits for the device; a plan made while
-    a CUDA graph is captured is never checked. Raises TypeError for ids that are no integers, IndexError that names the
-    first id out of range and where it stands, ValueError for a negative `n_users`.
+    alone); they may change afterwards. `check=False` leaves out the check of the range of ids on a GPU, which waits for
+    it; a plan made while a CUDA graph is captured is never checked. Raises TypeError for ids that are no integers,
+    IndexError that names the first id out of range and where it stands, ValueError for a negative `n_users`.
 
     >>> plan = plan_batch(torch.tensor([2, 0, -1, 2]), n_users=4)
     >>> plan.order.tolist(), plan.users.tolist(), plan.offsets.tolist(), plan.n_active
@@ -102,24 +103,25 @@ def plan_batch(user_ids: Tensor, n_users: int, *, device: torch.device | str | N
         raise TypeError(f"user_ids is {type(user_ids).__name__}; give a tensor of int32 or int64")
     if user_ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"user_ids has dtype {user_ids.dtype}; allowed: torch.int32, torch.int64")
-    if isinstance(n_users, bool) or not isinstance(n_users, int) or n_users < 0:
-        raise ValueError(f"n_users is {n_users!r}; give the number of users, an integer of at least 0")
-    shape = user_ids.shape
-    ids = user_ids.reshape(-1)
-    if device is not None:
-        ids = ids.to(device)
+    given = n_users
+    try:
+        n_users = -1 if isinstance(n_users, bool) else operator.index(n_users)
+    except TypeError:
+        n_users = -1
+    if n_users < 0:
+        raise ValueError(f"n_users is {given!r}; give the number of users, an integer of at least 0")
+    ids, place = user_ids.reshape(-1), torch.device(device or user_ids.device)
     if ids.device.type == "cpu":
-        return _on_host(ids, n_users, shape, check)
-    if check and not torch.cuda.is_current_stream_capturing():
-        _check_range(ids.cpu().numpy(), n_users, shape)
-    return plan_on_device(ids, n_users)
+        _check_range(ids.numpy(), n_users, user_ids.shape)
+    elif check and not (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
+        _check_range(ids.cpu().numpy(), n_users, user_ids.shape)
+    ids = ids.to(place)
+    return _on_host(ids, n_users) if place.type == "cpu" else plan_on_device(ids, n_users)
 
 
-def _on_host(ids: Tensor, n_users: int, shape: torch.Size, check: bool) -> Plan:
+def _on_host(ids: Tensor, n_users: int) -> Plan:
     """Return a plan by counting; numpy's sort of small integers is a radix sort."""
     told = ids.numpy()
-    if check:
-        _check_range(told, n_users, shape)
     counts = np.bincount(told + 1, minlength=n_users + 1)
     small = told.astype(np.int16) if n_users < 2**15 else told
     users = np.flatnonzero(counts[1:])
@@ -130,7 +132,7 @@ def _on_host(ids: Tensor, n_users: int, shape: torch.Size, check: bool) -> Plan:
     in_order = bool((told[1:] >= told[:-1]).all())
     order = np.arange(len(told)) if in_order else np.argsort(small, kind="stable")
     return Plan(
-        ids.long(),
+        ids.to(torch.long, copy=True),
         n_users,
         torch.from_numpy(order),
         torch.from_numpy(users),
@@ -144,7 +146,7 @@ def plan_on_device(ids: Tensor, n_users: int) -> Plan:
     """Return a plan by operations of fixed shape, so that the host waits for nothing and a graph can capture it."""
     tokens = ids.numel()
     bound = min(tokens, n_users)
-    ids = ids.long()
+    ids = ids.to(torch.long, copy=True)
     ordered, order = torch.sort(ids, stable=True)
     starts = torch.ones(tokens, dtype=torch.bool, device=ids.device)
     starts[1:] = ordered[1:] != ordered[:-1]

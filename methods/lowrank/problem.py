@@ -84,7 +84,11 @@ class Gradients:
 
 
 class Backend(Protocol):
-    """One way to compute it. A backend is a module or an object with these three functions."""
+    """One way to compute it: a module with these functions, and perhaps a `variant_of` for `explain`."""
+
+    def unavailable(self) -> str | None:
+        """Return why it cannot be used on this machine, or None."""
+        ...
 
     def refuses(self, problem: Problem) -> str | None:
         """Return why this problem (device, dtype, rank) cannot be computed here, or None."""

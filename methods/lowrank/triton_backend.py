@@ -227,7 +227,9 @@ def _factor_gradient(
     plan, scale = problem.plan, problem.scale
     if isinstance(scale, Tensor):
         scale = scale[plan.ids.clamp(min=0)][plan.order, None] if plan.n_users else 1.0
-    # In the order of the batch, so that no wide row moves; tokens without an adapter have zeros here.
+    # In the order of the batch, so that no wide row is gathered. What stands in a token without an adapter, be it NaN,
+    # must not reach the sum.
+    right = right.masked_fill((plan.ids < 0)[:, None], 0)
     rows = torch.empty_like(left).index_copy_(0, plan.order, left * scale).to(right.dtype)
     if into.accumulate:
         out.addmm_(rows.T, right)

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #define LOWRANK_ABI 1
-#define LOWRANK_MAX_RANK 256
+#define LOWRANK_MAX_RANK 256 // a call takes up to 100 KiB of its thread's stack
 #define LOWRANK_BLOCK 32 // tokens that are worked on together
 
 #define LOWRANK_PUBLIC __attribute__((visibility("default")))

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 #if defined(__unix__) || defined(__APPLE__)
@@ -73,11 +74,14 @@ class Pool {
         std::lock_guard<std::mutex> one_call(calls_);
         {
             std::lock_guard<std::mutex> hold(lock_);
-            while ((int64_t)count_ < threads - 1) std::thread(&Pool::wait, this, count_++, round_).detach();
+            try {
+                for (; (int64_t)count_ < threads - 1; count_++) std::thread(&Pool::wait, this, count_, round_).detach();
+            } catch (const std::system_error &) {
+                // The system gives no more threads: those there are share the work.
+            }
             work_ = [](const void *told) { (*(const Work *)told)(); };
             told_ = &work;
-            wanted_ = threads - 1;
-            left_ = threads - 1;
+            wanted_ = left_ = std::min(threads - 1, (int64_t)count_);
             round_++;
         }
         start_.notify_all();
