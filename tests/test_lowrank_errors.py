@@ -58,7 +58,11 @@ WRONG = {
         r"base has dtype torch.float64, x has torch",
         {"base": zeros(5, 4, dtype=F64)},
     ),
-    "out of another dtype": (TypeError, r"out has dtype torch.float64; the buffer must have torch", {"out": zeros(5, 4, dtype=F64)}),
+    "out of another dtype": (
+        TypeError,
+        r"out has dtype torch.float64; the buffer must have torch",
+        {"out": zeros(5, 4, dtype=F64)},
+    ),
     "no plan": (TypeError, r"plan is Tensor; make one with plan_batch", {"plan": torch.arange(5)}),
     "scale no number": (TypeError, r"scale is str; give a number, or a tensor of shape \[3\]", {"scale": "2"}),
     "scale a truth value": (TypeError, r"scale is bool; give a number", {"scale": True}),

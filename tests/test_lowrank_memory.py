@@ -69,6 +69,7 @@ def test_autograd_is_told_of_what_was_written(route):
             batched_lora(given.x, given.a, given.b, given.plan(), out=weight, backend=backend)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, on its first dual number
 @pytest.mark.parametrize("route", ROUTES)
 def test_forward_mode_is_refused_not_dropped(route):
     given = CASE.draw()
