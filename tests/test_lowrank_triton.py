@@ -217,8 +217,9 @@ def test_only_what_is_asked_for_is_computed(device):
         compare(case, problem, into, {name: grads[name]})
 
 
-def test_tokens_without_an_adapter_touch_nothing(device):
-    case = Case(core=2, base="apart")
+@pytest.mark.parametrize("shared", ["", "a", "b"])
+def test_tokens_without_an_adapter_touch_nothing(device, shared):
+    case = Case(core=2, base="apart", shared=shared)
     problem, base, dy = case.problem(device)
     y, grads = truth(problem, base, dy)
     left = problem.plan.ids < 0
