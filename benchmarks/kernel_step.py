@@ -14,8 +14,8 @@ from benchmarks.suites import Suite
 def measure_kernels(suite: Suite, folder: Path, fresh: bool, note: Callable[[str], None]) -> bool:
     """Measure the suite's kernel grid into `folder/kernels`; return whether nothing went wrong.
 
-    What the same code measured there before is kept, unless `fresh` asks anew. Where pytest-benchmark is not installed
-    the benchmark is left out, with a note that says what to install.
+    What the same code measured there before, with the same packages on the same processor, is kept, unless `fresh` asks
+    anew. Where pytest-benchmark is not installed the benchmark is left out, with a note that says what to install.
     """
     if suite.kernels is None:
         return True

@@ -66,12 +66,13 @@ class Board:
             return []
         if importlib.util.find_spec("vl_convert") is None:
             return [f"plots and site/index.html were left out: vl-convert-python is not installed. {SITE_EXTRA}"]
+        from leaderboard.kernel_plots import left_out
         from leaderboard.plots import write_plots
         from leaderboard.site import site
 
         write_plots(self.leaderboard, out / "plots")
         write_atomically(out / "site" / "index.html", site(self.leaderboard).encode())
-        return []
+        return [told] if (told := left_out(self.leaderboard)) else []
 
 
 def build_board(

@@ -6,36 +6,71 @@ the title says so, and the share of the roofline has the difference in its floor
 
 from __future__ import annotations
 
-from collections import defaultdict
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from datasets_registry.errors import printable
 from leaderboard.kernel_tables import device_title, entrant, mode_title
 from leaderboard.plots import COLOURS, GREYS, Spec, slug
 from leaderboard.rows import KernelRow, KernelTiming, Leaderboard
 
 Axis = Literal["users", "tokens"]
+Place = tuple[str, str, int, str, str, str, str]
+MAX_FIGURES = 40
 _DASHES = {"ours": [1, 0], "rival": [6, 3], "anchor": [1, 3]}
 _OTHERS: dict[Axis, Axis] = {"users": "tokens", "tokens": "users"}
 
 
 def kernel_figures(board: Leaderboard) -> dict[str, Spec]:
-    """Return a figure per device, dtype, variant and mode by file name, where cells differ in users or in tokens."""
-    groups: dict[tuple[Any, ...], list[KernelRow]] = defaultdict(list)
+    """Return a figure per device, dtype, variant and mode by file name, where cells differ in users or in tokens.
+
+    Of many these are the first `MAX_FIGURES`, in the order of rows.
+    """
+    drawn = _groups(board)
+    names = [_file_name(place) for place, _, _ in drawn]
+    often = Counter(names)
+    out: dict[str, Spec] = {}
+    for name, (place, panels, rows) in list(zip(names, drawn, strict=True))[:MAX_FIGURES]:
+        digest = hashlib.sha256(repr(place).encode()).hexdigest()[:8]
+        out[name if often[name] == 1 else slug(f"{name}-{digest}")] = _figure(panels, rows, _title(place))
+    return out
+
+
+def left_out(board: Leaderboard) -> str | None:
+    """Return in words which figures are not drawn because there are too many, or none."""
+    titles = [_title(place) for place, _, _ in _groups(board)[MAX_FIGURES:]]
+    if not titles:
+        return None
+    figures_are = "1 figure of kernels is" if len(titles) == 1 else f"{len(titles)} figures of kernels are"
+    return printable(f"{figures_are} not drawn, since there are more than {MAX_FIGURES}; the first is {titles[0]}")
+
+
+def _groups(board: Leaderboard) -> list[tuple[Place, dict[Axis, list[KernelRow]], list[KernelRow]]]:
+    """Return what figures are of: the place, the cells of each axis that has a line, and all rows there."""
+    groups: dict[Place, list[KernelRow]] = defaultdict(list)
     for row in board.kernels:
         device = (row.device_class, row.device, row.threads)
         groups[*device, row.kernel, row.dtype, row.variant, row.mode].append(row)
-    out: dict[str, Spec] = {}
-    for (device_class, device, threads, kernel, dtype, variant, mode), rows in groups.items():
+    out: list[tuple[Place, dict[Axis, list[KernelRow]], list[KernelRow]]] = []
+    for place, rows in groups.items():
         panels: dict[Axis, list[KernelRow]] = {
             axis: cells for axis in _OTHERS if len(cells := longest_slice(rows, axis)) > 1
         }
         if panels:
-            where = device_title((device_class, device, threads))
-            title = f"{kernel}, {variant}, {dtype}, {mode_title(mode)}, on {where}"
-            name = f"kernel-{kernel}-{dtype}-{variant}-{mode}-{device_class}-{device}-{threads}"
-            out[slug(name)] = _figure(panels, rows, title)
+            out.append((place, panels, rows))
     return out
+
+
+def _file_name(place: Place) -> str:
+    device_class, device, threads, kernel, dtype, variant, mode = place
+    return slug(f"kernel-{kernel}-{dtype}-{variant}-{mode}-{device_class}-{device}-{threads}")
+
+
+def _title(place: Place) -> str:
+    device_class, device, threads, kernel, dtype, variant, mode = place
+    return f"{kernel}, {variant}, {dtype}, {mode_title(mode)}, on {device_title((device_class, device, threads))}"
 
 
 def longest_slice(rows: Sequence[KernelRow], axis: Axis) -> list[KernelRow]:

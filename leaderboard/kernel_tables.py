@@ -12,12 +12,14 @@ from leaderboard.table_cells import escaped, number, table_line
 
 START, END = "<!-- hetpref kernels -->", "<!-- /hetpref kernels -->"
 NONE = "No kernels were measured for this board."
-KERNEL_READING = """A cell is a shape, a routing of rows to users and a mode; every backend was timed on it in one run.
+BUFFERS = """A backend named "(buffers)" writes into buffers that are kept from call to call, which no rival does: its
+ratio is not of like with like."""
+KERNEL_READING = f"""A cell is a shape, a routing of rows to users and a mode; every backend was timed on it in one run.
 Against the best rival: the fastest rival's median time over ours, above 1 where ours is faster, as the geometric mean
 over cells, with the worst cell beside it. Roofline: the share of the speed that this machine allows, by the greater of
 the least FLOPs over its matrix-product rate and the least bytes over its memory bandwidth, both measured in that run;
 above 100% what was read came from a cache. Rows and dense say which gradients of the factors were made, of active users
-or of all. Compare only within one device class."""
+or of all. {BUFFERS} Compare only within one device class."""
 _MODES = {"forward": "forward", "backward": "backward", "both": "forward+backward"}
 _SUMMARY = ("dtype", "variant", "mode", "backend", "cells", "against the best rival", "worst cell", "roofline")
 _CELLS = ("dtype", "variant", "shape", "routing", "mode", "ours", "ms", "roofline", "best rival", "rival's ms", "ratio")
@@ -62,6 +64,8 @@ def kernels_block(board: Leaderboard) -> str:
         summaries = [s for s in board.kernel_summaries if (s.device_class, s.device, s.threads) == device]
         parts += [f"**{escaped(device_title(device))}** ({escaped(measured_peaks(rows))})", ""]
         parts += [*_summary_table(summaries, each_rival=False), ""]
+    if any(s.backend.endswith("(buffers)") for s in board.kernel_summaries):
+        parts += [BUFFERS, ""]
     if any(run.dirty for run in board.kernel_runs):
         parts.append("Measured on a tree with uncommitted changes.")
     return "\n".join(parts).rstrip() + "\n"

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets_registry.errors import printable
 from leaderboard.kernel_summaries import MODES
-from leaderboard.records import Amount, Count, Name
+from leaderboard.records import Count, Name
 from leaderboard.rows import (
     KernelGrad,
     KernelMode,
@@ -34,7 +34,9 @@ from leaderboard.rows import (
 MAX_KERNEL_BYTES = 64 << 20  # pytest-benchmark keeps every round of every row
 MAX_KERNEL_FILES = 1000
 MAX_KERNEL_ROWS = 10_000
-_MOST_REASONS = 20
+_MOST_FAULTS = 20
+# The names that give a file weight where several measured one cell: invented ones must not displace an honest file.
+_KNOWN_RIVALS = frozenset({"loop", "gather-bmm", "padded-bmm", "bucket-bmm", "grouped-mm", "peft", "plain loop"})
 # What a row takes from its benchmarks as it is; it is the same in all of them but for the work of dense gradients.
 _AS_TOLD = (
     *("kernel", "variant", "cell", "mode", "tokens", "users", "active", "d_in", "d_out", "rank", "routing"),
@@ -44,6 +46,7 @@ _ROLES = ("ours", "rival", "anchor")
 # Bounds far beyond any machine, within which no ratio of two of them is zero or without end.
 Work = Annotated[float, Field(ge=0, le=2**53, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False)]
+Bounded = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=1, le=1e21, allow_inf_nan=False)]
 
 
@@ -93,10 +96,10 @@ class KernelInfo(_Read):
     floor_s: Seconds
     gemm_flops_per_s: Rate
     bandwidth_bytes_per_s: Rate
-    error: Amount | None
+    error: Bounded | None
     repeatable: bool | None
     extra_peak_bytes: Count | None
-    plan_s: Amount | None
+    plan_s: Bounded | None
     device: KernelName
     device_class: KernelName
     threads: Annotated[Count, Field(ge=1)]
@@ -119,7 +122,7 @@ class KernelInfo(_Read):
 
 class _Stats(_Read):
     median: Seconds
-    iqr: Annotated[float, Field(ge=0, le=1e6)]
+    iqr: Bounded
     rounds: Annotated[int, Field(ge=1)]
 
 
@@ -154,15 +157,23 @@ class Timed:
 
 @dataclass(slots=True)
 class KernelFile:
-    """One file: its rows that are whole, and every fault. `run` is the beginning of the sha256 of its bytes."""
+    """One file: its rows that are whole, and its faults, the first of many. `run` begins the sha256 of its bytes.
+
+    `folder` is the name of its results folder, `unlisted` how many faults, or rows with any, there are beyond those.
+    """
 
     name: str
+    folder: str = ""
     run: str = ""
+    unlisted: int = 0
     timed: list[Timed] = field(default_factory=list[Timed])
     faults: list[Fault] = field(default_factory=list[Fault])
 
     def fault(self, row: str, where: str, found: object, required: str) -> None:
-        """Add a fault, as text that may be shown."""
+        """Add a fault, as text that may be shown, or count it where enough are listed."""
+        if len(self.faults) >= _MOST_FAULTS:
+            self.unlisted += 1
+            return
         told = (row[:120], where[:120], str(found)[:160], required[:200])
         self.faults.append(Fault(*(" ".join(printable(each).split()) for each in told)))
 
@@ -182,8 +193,9 @@ def kernel_files(folder: Path) -> Iterator[Path]:
 
 
 def read_kernel_file(path: Path) -> KernelFile:
-    """Read a pytest-benchmark file; what is wrong with it or its rows is in `faults`, nothing is raised."""
-    out = KernelFile(f"kernels/{printable(path.name)[:200]}")
+    """Read a pytest-benchmark file; what is wrong with it or its rows is in `faults`: nothing is raised."""
+    folder = printable(path.absolute().parent.parent.name)[:200]
+    out = KernelFile(f"kernels/{printable(path.name)[:200]}", folder)
     try:
         if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
             out.fault("", "file", "a link, or no file", "a plain file: nothing may leave the folder")
@@ -216,6 +228,9 @@ def _read_row(out: KernelFile, each: Any, number: int, seen: set[tuple[Any, ...]
     try:
         told = _Benchmark.model_validate(each)
     except ValidationError as why:
+        if len(out.faults) >= _MOST_FAULTS:
+            out.unlisted += why.error_count()
+            return
         for fault in why.errors(include_url=False):
             found = "nothing" if fault["type"] == "missing" else repr(fault["input"])[:160]
             out.fault(row, ".".join(map(str, fault["loc"])) or "row", found, fault["msg"])
@@ -239,18 +254,17 @@ def gather_kernels(folders: Iterable[Path]) -> Kernels:
     """Read every kernel file of results folders; the outcome does not depend on the order of folders or files.
 
     A cell that several runs measured is taken whole from one of them, so that what is compared was timed side by side:
-    from a clean tree before a dirty one, then where most was timed, then by the file's digest.
+    from a clean tree before a dirty one, then from where most of the known rivals were timed, then by the digest.
     """
     skipped: list[tuple[str, str]] = []
     files: dict[str, KernelFile] = {}
-    for folder in sorted({f.resolve() for f in folders}):
-        for path in kernel_files(folder):
-            file = read_kernel_file(path)
-            if file.run in files:
-                continue
-            skipped += _reasons(file)
-            if file.timed:
-                files[file.run] = file
+    read = (read_kernel_file(path) for folder in {f.resolve() for f in folders} for path in kernel_files(folder))
+    for file in sorted(read, key=lambda f: (f.run, f.name, f.folder)):
+        if file.run in files:
+            continue
+        skipped += _reasons(file)
+        if file.run:
+            files[file.run] = file
     found: dict[tuple[Any, ...], list[tuple[KernelFile, list[Timed]]]] = defaultdict(list)
     for _, file in sorted(files.items()):
         cells: dict[tuple[Any, ...], list[Timed]] = defaultdict(list)
@@ -264,10 +278,10 @@ def gather_kernels(folders: Iterable[Path]) -> Kernels:
         (best, members), *others = sorted(candidates, key=_preference)
         rows.append(_row(best.run, members))
         for other, _ in others:
-            superseded[other.name, best.name] += 1
+            superseded[other.name, f"{best.folder}/{best.name}"] += 1
     for (worse, better), n in superseded.items():
         cells_of = "1 cell" if n == 1 else f"{n} cells"
-        skipped.append((worse, f"{cells_of} measured in {better}, too: taken from there"))
+        skipped.append((worse, f"{cells_of} also measured in {better}, which counts"))
     used = {row.run for row in rows}
     runs = [_run(file, rows) for run, file in sorted(files.items()) if run in used]
     return Kernels(rows, runs, sorted(skipped))
@@ -275,7 +289,8 @@ def gather_kernels(folders: Iterable[Path]) -> Kernels:
 
 def _preference(candidate: tuple[KernelFile, Sequence[Timed]]) -> tuple[bool, int, str]:
     file, members = candidate
-    return any(t.info.source.dirty for t in members), -len(members), file.run
+    known = {t.info.backend for t in members if t.info.role == "rival"} & _KNOWN_RIVALS
+    return any(t.info.source.dirty for t in members), -len(known), file.run
 
 
 def _reasons(file: KernelFile) -> list[tuple[str, str]]:
@@ -284,11 +299,11 @@ def _reasons(file: KernelFile) -> list[tuple[str, str]]:
     for fault in file.faults:
         groups[fault.reason].append(fault.row)
     out: list[tuple[str, str]] = []
-    for reason, named in list(groups.items())[:_MOST_REASONS]:
+    for reason, named in groups.items():
         some = f": {named[0]}" if named[0] else ""
         out.append((file.name + some, reason if len(named) == 1 else f"{reason} (and {len(named) - 1} more rows)"))
-    if len(groups) > _MOST_REASONS:
-        out.append((file.name, f"and {len(groups) - _MOST_REASONS} more reasons: hetpref verify lists them"))
+    if file.unlisted:
+        out.append((file.name, f"and {file.unlisted} more faults, not listed"))
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 from leaderboard.records import Amount, Count, DatasetId, Name, Regime, Sha256, Text
 
@@ -22,14 +22,13 @@ COSTS = (
     "peak_device_bytes",
     "peak_rss_delta_bytes",
 )
-_LEFT_OUT = frozenset({"imbalance", "control", *COSTS})
-# One short line: no control characters, and none of those that reverse or break a line.
+# One short line of printable ASCII, not blank and with no space at its ends: nothing that looks like another name.
 KernelName = Annotated[
     str,
     Field(
         min_length=1,
         max_length=120,
-        pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufffe\uffff]*$",
+        pattern=r"^[!-~]([ -~]*[!-~])?$",
     ),
 ]
 KernelRole = Literal["ours", "rival", "anchor"]
@@ -178,9 +177,9 @@ class Overall(Shape):
 
 
 class CostRow(Place):
-    """What a row cost: the median over seeds on one device class. Not compared across classes.
+    """What a row cost: the median over seeds on one device class, null where nobody measured it.
 
-    A cost that nobody measured is left out of the file, as are no imbalance and no control: most rows have none.
+    Not compared across classes.
     """
 
     device_class: Text
@@ -195,11 +194,6 @@ class CostRow(Place):
     state_bytes_per_user: float | None = None
     peak_device_bytes: float | None = None
     peak_rss_delta_bytes: float | None = None
-
-    @model_serializer(mode="wrap")
-    def _what_exists(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        told: dict[str, Any] = whole(self)
-        return {name: value for name, value in told.items() if value is not None or name not in _LEFT_OUT}
 
 
 class Failure(Place):

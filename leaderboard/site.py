@@ -7,6 +7,7 @@ import re
 from typing import Any, cast
 
 from datasets_registry.errors import printable
+from leaderboard.kernel_plots import left_out
 from leaderboard.kernel_summaries import best_rival
 from leaderboard.kernel_tables import (
     KERNEL_READING,
@@ -150,6 +151,7 @@ def _kernels(board: Leaderboard, specs: dict[str, Any]) -> dict[str, Any] | None
         "cells": cells,
         "ms": milliseconds,
         "figures": sorted(name for name in specs if name.startswith("kernel-")),
+        "left_out": left_out(board),
     }
 
 

@@ -75,7 +75,7 @@ def verify(path: Path, labels: Labels | None = None) -> list[Refusal]:
     Raises RequestError when there is nothing at the path.
     """
     report = _Report(labels or Labels())
-    if path.is_file() and path.parent.name == "kernels":
+    if path.is_file() and _in_kernels(path):
         _kernel_file(path, path.parent.parent, report)
     elif path.is_file():
         _record(path, _root_of(path), report)
@@ -84,6 +84,12 @@ def verify(path: Path, labels: Labels | None = None) -> list[Refusal]:
     else:
         raise RequestError(f"{str(path)!r} does not exist. Give a record, a results folder or a submission")
     return report.close()
+
+
+def _in_kernels(path: Path) -> bool:
+    """Return whether a file stands in the `kernels` of a results folder, not in `records/<dataset>/kernels`."""
+    above = [folder.name for folder in path.absolute().parents]
+    return above[0] == "kernels" and "records" not in above[1:3]
 
 
 def _root_of(path: Path) -> Path:
@@ -112,12 +118,8 @@ def _folder(root: Path, report: _Report) -> None:
 
 
 def _kernels(root: Path, report: _Report) -> int:
-    """Check every file under `kernels/` and return how many kernel files there are."""
-    there = sorted((root / "kernels").rglob("*"))
-    files = [path for path in there if path.parent == root / "kernels" and path.suffix == ".json"]
-    for path in sorted({p for p in there if p.is_symlink() or p.is_file()} - set(files)):
-        if not path.name.endswith(".tmp"):
-            report(_name(path, root), "file", path.suffix, "only .json files stand under kernels/")
+    """Check every kernel file, such as a board reads, and return how many there are."""
+    files = sorted((root / "kernels").glob("*.json"))
     if len(files) > MAX_KERNEL_FILES:
         report("kernels", "files", len(files), f"at most {MAX_KERNEL_FILES}")
     for path in files[:MAX_KERNEL_FILES]:
@@ -126,9 +128,12 @@ def _kernels(root: Path, report: _Report) -> int:
 
 
 def _kernel_file(path: Path, root: Path, report: _Report) -> None:
-    for fault in read_kernel_file(path).faults:
+    file = read_kernel_file(path)
+    for fault in file.faults:
         where = f"{fault.row}: {fault.field}" if fault.row else fault.field
         report(_name(path, root), where, fault.found, fault.required)
+    if file.unlisted:
+        report(_name(path, root), "rows", f"{file.unlisted} more faults, not listed", "none")
 
 
 def _bundle(root: Path, report: _Report) -> None:

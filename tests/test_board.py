@@ -17,7 +17,7 @@ from leaderboard.markdown import END, START, renew_readme
 from leaderboard.metrics import METRICS
 from leaderboard.publish import publish
 from leaderboard.records import canonical_sha256
-from leaderboard.rows import Leaderboard
+from leaderboard.rows import CostRow, Leaderboard
 from leaderboard.schema import FOLDER, MODELS, schema_text
 from leaderboard.scoring import gather, panels
 from leaderboard.statistics import interval
@@ -189,6 +189,12 @@ def test_several_datasets_give_overall_means(tmp_path):
 def test_the_file_satisfies_its_schema(board):
     jsonschema.validate(json.loads(board.to_json()), json.loads((FOLDER / "leaderboard.schema.json").read_text()))
     assert Leaderboard.model_validate_json(board.to_json()) == board.leaderboard
+
+
+def test_a_cost_that_nobody_measured_is_null(board):
+    rows = json.loads(board.to_json())["costs"]
+    assert rows
+    assert all(set(row) == set(CostRow.model_fields) for row in rows)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

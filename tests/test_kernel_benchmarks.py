@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,17 +17,19 @@ from benchmarks.kernels.as_written import AS_WRITTEN
 from benchmarks.kernels.contenders import Contender, Ready
 from benchmarks.kernels.measure import CONTENDERS, Limits, measure_cell
 from benchmarks.kernels.operands import Outcome, errors, operands, truth
+from benchmarks.kernels.options import cpu_model, measured_with, one_line
 from benchmarks.kernels.ours import OURS
 from benchmarks.kernels.peak_memory import peak_memory
 from benchmarks.kernels.report import goals, read_results
 from benchmarks.kernels.rivals import RIVALS
-from benchmarks.kernels.run import affordable
+from benchmarks.kernels.run import affordable, result_path, run_cells
 from benchmarks.kernels.shapes import GRIDS, ROUTINGS, VARIANTS, Cell, full, quick, user_ids
 from benchmarks.kernels.throughput import plot
 from benchmarks.kernels.tune import rows_of, table_of
 from benchmarks.suites import load_suite
 from datasets_registry.errors import DataError, RequestError
 from leaderboard.kernels import read_kernel_file
+from leaderboard.verify import verify
 from methods.lowrank import plan_batch
 from methods.lowrank.checks import problem_of
 from methods.lowrank.work import Peaks, Work, work_of
@@ -216,10 +219,10 @@ def test_goals_are_judged_against_the_fastest_rival(tmp_path, capsys):
     results = made_result(tmp_path / "a.json", medians)
     verdicts = dict(goals(results))
     assert verdicts["torch at least 1/1.1 of the fastest rival in every full cell; found 0.75"] == "missed"
-    assert verdicts["native >= 3x the fastest rival, forward, geometric mean; found 2"] == "missed"
+    assert verdicts["native >= 3x the fastest rival, forward, geometric mean of the full cells; found 2"] == "missed"
     assert verdicts["native in no cell below 1x; found 2"] == "met"
-    assert verdicts["native (buffers) >= 50 % of the roofline at T=4096; found 0.8"] == "met"
-    assert verdicts["native >= 2.5x, forward + backward, geometric mean"] == "not measured"
+    assert verdicts["native (buffers) >= 50 % of the roofline in every full cell at T=4096; found 0.8"] == "met"
+    assert verdicts["native >= 2.5x, forward + backward, geometric mean of the full cells"] == "not measured"
     print_report(results)
     said = capsys.readouterr().out
     assert "bucket-bmm 3e+03" in said
@@ -252,18 +255,76 @@ def test_a_run_writes_records_prints_its_table_and_is_not_run_twice(tmp_path):
     assert all(t.info.error < 2e-6 for t in file.timed if t.info.role == "ours")
     told = json.loads(path.read_text())
     assert "node" not in told["machine_info"]
+    assert (told["clock"], told["interleaved"], told["measured_with"]) == ("process_time", True, measured_with())
+    assert {t.info.device for t in file.timed} == {cpu_model()}
+    assert verify(tmp_path) == []
     for each in told["benchmarks"]:
         assert each["stats"]["rounds"] == len(each["stats"]["data"])
         assert min(each["stats"]["data"]) > 0
     again = kernels(*words)
     assert "was measured before" in again.stderr
     assert json.loads(path.read_text()) == told
+    assert verify(tmp_path) == []
 
 
-def test_wrong_requests_are_said_in_a_line():
+def test_what_a_file_has_of_other_cells_stays_if_it_was_measured_with_the_same(tmp_path, monkeypatch):
+    def part(cells, limits, run):
+        return True, {"measured_with": measured_with(), "datetime": "now", "benchmarks": [row(cell) for cell in cells]}
+
+    def row(cell):
+        return {"extra_info": {"cell": cell.name}}
+
+    def written():
+        return [each["extra_info"]["cell"] for each in json.loads(result_path(tmp_path).read_text())["benchmarks"]]
+
+    monkeypatch.setattr("benchmarks.kernels.run._measure", part)
+    said = []
+    few, many = quick()[:2], quick()[:9]
+    assert run_cells(many, "quick", tmp_path, False, said.append).written == {cell.name for cell in many}
+    assert run_cells(few, "quick", tmp_path, False, said.append).written == {cell.name for cell in few}
+    assert sorted(written()) == sorted(cell.name for cell in many)
+    assert "7 other cells" in said[-1]
+    assert "datetime" not in json.loads(result_path(tmp_path).read_text())
+    monkeypatch.setattr("benchmarks.kernels.run.measured_with", lambda: {**measured_with(), "cpu": "another"})
+    run_cells(few, "quick", tmp_path, False, said.append)
+    assert "part 1 of 1: 2 cells" in said[-2]  # nothing is taken from another machine's parts
+    assert "no longer in" in said[-1]
+    assert written() == [cell.name for cell in few]
+
+
+def test_a_run_of_which_every_part_failed_leaves_the_file_and_says_that_nothing_was_measured(tmp_path, monkeypatch):
+    before = result_path(tmp_path)
+    before.parent.mkdir(parents=True)
+    before.write_text('{"benchmarks": []}')
+    monkeypatch.setattr("benchmarks.kernels.run._measure", lambda *_: (False, None))
+    outcome = run_cells(quick()[:1], "quick", tmp_path, True, print)
+    assert not outcome.written
+    assert not outcome.right
+    assert before.read_text() == '{"benchmarks": []}'
+
+
+def test_a_run_that_is_stopped_says_how_it_goes_on(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.kernels", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
+        assert "part 1 of" in run.stderr.readline()
+        run.send_signal(signal.SIGINT)
+        said = run.stderr.read()
+    assert run.returncode == 130
+    assert said.endswith("stopped; the same command goes on from here\n")
+
+
+def test_a_name_of_a_processor_is_a_line_that_can_be_shown():
+    assert one_line(" A\x1b[31m\tB\n ") == "A[31m B"
+    assert len(one_line("x" * 200)) == 80
+    assert 1 <= len(cpu_model()) <= 80
+
+
+def test_wrong_requests_are_said_in_a_line(tmp_path):
+    (tmp_path / "file").touch()
     for words, said in (
         (("--grid", "quik"), "Did you mean 'quick'"),
         (("--only", "nothing"), "no cell of the quick grid has 'nothing' in its name"),
+        (("--out", tmp_path / "file" / "below"), "cannot be written: Not a directory"),
     ):
         done = kernels(*words)
         assert done.returncode == 2

@@ -20,25 +20,35 @@ _EPILOG = (
 def measure(
     grid: Annotated[str, typer.Option(metavar="quick|full", help="Which cells.")] = "quick",
     full: Annotated[bool, typer.Option("--full", help="The same as --grid full; takes hours, and goes on.")] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Results folder; the file goes to DIR/kernels.")] = Path(
-        "results/kernels"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Results folder: numbers go to DIR/kernels, figures to DIR/plots.")
+    ] = Path("results/kernels"),
     only: Annotated[str, typer.Option(metavar="TEXT", help="Only cells whose name holds this.")] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
 ) -> None:
     """Measure the batched low-rank kernels against their rivals and against this machine, on one CPU thread.
 
     Progress goes to stderr, the table to stdout. Stopped, it goes on where it was. Exit codes: 0 done, 1 a contender
-    computed something wrong or a part failed, 2 the request was wrong.
+    computed something wrong or a part failed, 2 the request was wrong, 130 stopped.
     """
+    try:
+        right = _measure("full" if full else grid, out, only, fresh)
+    except KeyboardInterrupt:
+        # Here, since typer ends on it without a word.
+        _note(f"stopped; the same command{' without --fresh' if fresh else ''} goes on from here")
+        raise typer.Exit(130) from None
+    raise typer.Exit(0 if right else 1)
+
+
+def _measure(grid: str, out: Path, only: str, fresh: bool) -> bool:
+    """Measure, print and draw; return whether everything measured was right."""
     import psutil
 
     from benchmarks.kernels.report import print_report, read_results
-    from benchmarks.kernels.run import affordable, result_path, run_cells
+    from benchmarks.kernels.run import PLOTS, affordable, prepare, result_path, run_cells
     from benchmarks.kernels.shapes import GRIDS
     from benchmarks.kernels.throughput import write_plots
 
-    grid = "full" if full else grid
     if grid not in GRIDS:
         raise unknown("grid", grid, GRIDS)
     for package in ("pytest", "pytest_benchmark"):
@@ -49,16 +59,21 @@ def measure(
         first = GRIDS[grid]()[0].name
         raise RequestError(f"no cell of the {grid} grid has {only!r} in its name; names are like {first}")
     cells = affordable(cells, psutil.virtual_memory().available, _note)
-    right = run_cells(cells, grid, out, fresh, _note)
-    path = result_path(out)
-    if not path.is_file():
+    if not cells:
+        raise HetprefError(
+            "no cell fits into the memory that is free: nothing was measured. Free some, or choose smaller"
+        )
+    prepare(out)
+    outcome = run_cells(cells, grid, out, fresh, _note)
+    if not outcome.written:
         raise HetprefError("nothing was measured; what pytest said is above")
+    path = result_path(out)
     results = read_results(path)
-    print_report(results)
-    for line in write_plots(results, path.parent):
+    print_report([each for each in results if each.cell in outcome.written])
+    for line in write_plots(results, out / PLOTS):
         _note(line)
     _note(f"written: {path}")
-    raise typer.Exit(0 if right else 1)
+    return outcome.right
 
 
 def _note(text: str) -> None:
@@ -77,9 +92,6 @@ def main() -> None:
     except HetprefError as why:
         _note(f"kernels: {why}")
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        _note("stopped. Whole parts are kept; the same command goes on from there")
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

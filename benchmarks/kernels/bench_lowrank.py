@@ -4,20 +4,21 @@ The contenders of a cell are measured together, taking turns; then each is repor
 clock shows the samples that were measured.
 """
 
+import json
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.kernels.measure import CONTENDERS, LIMITS, CellResult, Measured, measure_cell, tolerance_of
+from benchmarks.kernels.options import cpu_model, packages
 from benchmarks.kernels.shapes import MODES, full, quick
 from benchmarks.meters import environment, source
+from datasets_registry.atomic_write import write_atomically
 from methods.lowrank import plan_batch
 from methods.lowrank.checks import problem_of
 from methods.lowrank.work import Peaks, measure_peaks, work_of
@@ -45,14 +46,22 @@ CLOCK = ReplayedClock()
 
 
 @cache
-def roofline(dtype) -> Peaks:
-    torch.set_num_threads(1)
-    return measure_peaks(dtype=getattr(torch, dtype), clock=time.process_time)
+def roofline(dtype, file=None) -> Peaks:
+    """Return this run's roofline: the parts of a run are processes of their own, which share it in a file."""
+    path = Path(file) if file else None
+    known = json.loads(path.read_text()) if path and path.is_file() else {}
+    if dtype not in known:
+        torch.set_num_threads(1)
+        peaks = measure_peaks(dtype=getattr(torch, dtype), clock=time.process_time)
+        known[dtype] = {"gemm": peaks.gemm_flops_per_s, "streams": list(peaks.streams.items())}
+        if path:
+            write_atomically(path, json.dumps(known).encode())
+    return Peaks(known[dtype]["gemm"], {size: rate for size, rate in known[dtype]["streams"]})
 
 
 @lru_cache(maxsize=1)
-def measured(name, mode, limits) -> CellResult:
-    roofline(CELLS[name].dtype)
+def measured(name, mode, limits, file) -> CellResult:
+    roofline(CELLS[name].dtype, file)
     result = measure_cell(CELLS[name], mode, LIMITS[limits])
     print(f"{name} {mode}: {result.line()}", file=sys.stderr, flush=True)
     return result
@@ -78,7 +87,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_lowrank(cell, mode, contender, request):
-    result = measured(cell, mode, request.config.getoption("--kernel-limits", "quick"))
+    limits, file = (request.config.getoption(f"--kernel-{of}", None) for of in ("limits", "roofline"))
+    result = measured(cell, mode, limits or "quick", file)
     if contender in result.left_out:
         pytest.skip(result.left_out[contender])
     found = result.measured[contender]
@@ -86,16 +96,16 @@ def test_lowrank(cell, mode, contender, request):
     assert found.fault is None, f"{contender} is wrong and is left out: {found.fault}"
     benchmark = request.getfixturevalue("benchmark")
     benchmark.group = f"{cell} {mode}"
-    benchmark.extra_info.update(told(result, found))
+    benchmark.extra_info.update(told(result, found, roofline(result.given.cell.dtype, file)))
     samples = iter(found.samples)
     benchmark.pedantic(lambda: CLOCK.advance(next(samples)), rounds=len(found.samples))
 
 
-def told(result: CellResult, found: Measured):
+def told(result: CellResult, found: Measured, peaks: Peaks):
     given, cell = result.given, result.given.cell
     plan = plan_batch(torch.from_numpy(given.ids), cell.users)
     problem = problem_of(given.x, given.a, given.b, plan, 1.0, given.core)
-    work, peaks = work_of(problem, backward=result.mode == "both"), roofline(cell.dtype)
+    work = work_of(problem, backward=result.mode == "both")
     where = environment("cpu", threads=1)
     return {
         "kernel": "batched-lora",
@@ -120,18 +130,9 @@ def told(result: CellResult, found: Measured):
         "extra_peak_bytes": found.extra_peak_bytes,
         "repeatable": found.repeatable,
         "left_out": result.left_out,
-        "device": where.device,
+        "device": cpu_model(),
         "device_class": where.device_class,
         "threads": where.threads,
         "environment": {"python": where.python, "packages": packages()},
         "source": source().model_dump(),
     }
-
-
-@cache
-def packages():
-    """Return the versions that the numbers depend on."""
-    told = dict(environment("cpu", threads=1).packages)
-    with suppress(PackageNotFoundError):
-        told["peft"] = version("peft")
-    return told

@@ -24,6 +24,8 @@ from benchmarks.kernels.ours import OURS
 from benchmarks.kernels.peak_memory import peak_memory
 from benchmarks.kernels.rivals import RIVALS
 from benchmarks.kernels.shapes import Cell, seeded
+from methods.lowrank import release_memory
+from methods.lowrank.memory import empty
 from methods.lowrank.work import Clock
 
 CONTENDERS = (*OURS, *RIVALS, *AS_WRITTEN, *ANCHORS)
@@ -33,9 +35,9 @@ CONTENDERS = (*OURS, *RIVALS, *AS_WRITTEN, *ANCHORS)
 class Limits:
     """How long to measure: up to `rounds` samples of each, or `seconds` once there are `least`.
 
-    Anchors, and rivals that take more than twice the time of the fastest, have no say in what is best: they have
-    `least_behind` and a third of the seconds. A rival that is estimated to take more than `longest_s` seconds a call is
-    left out.
+    Anchors, and rivals that take more than twice the time of the fastest, have no say in what is best: they have a
+    third of the seconds, such rivals at least `least_behind` samples and anchors one. A rival that is estimated to take
+    more than `longest_s` seconds a call is left out.
     """
 
     rounds: int
@@ -46,7 +48,7 @@ class Limits:
 
 
 LIMITS = {
-    "quick": Limits(rounds=25, least=5, least_behind=1, seconds=0.06, longest_s=0.12),
+    "quick": Limits(rounds=25, least=5, least_behind=2, seconds=0.05, longest_s=0.12),
     "full": Limits(rounds=60, least=12, least_behind=3, seconds=0.5, longest_s=4.0),
 }
 # What the goals are set against is measured there, however slow it is.
@@ -56,8 +58,6 @@ GOALS_NEED = {
 }
 
 
-# A rival's call of so many seconds is a sample, cold as it is.
-_ENOUGH_S = 0.3
 # A rival is held to what shows that it computes the same, whatever the order in which it adds.
 _LENIENT = 10
 
@@ -86,7 +86,9 @@ class Measured:
         """Return whether another sample is to be taken; `best` is the least sample of any rival, in seconds."""
         n = len(self.samples)
         behind = self.contender.role == "rival" and n > 0 and min(self.samples) > 2 * best
-        if behind or self.contender.role == "anchor":
+        if self.contender.role == "anchor":
+            return n < 1 or (n < limits.rounds and sum(self.samples) < limits.seconds / 3)
+        if behind:
             return n < limits.least_behind or (n < limits.rounds and sum(self.samples) < limits.seconds / 3)
         return n < limits.least or (n < limits.rounds and sum(self.samples) < limits.seconds)
 
@@ -132,7 +134,7 @@ def measure_cell(
         elif (seconds := contender.estimate_s(given, mode)) > limits.longest_s and not _needed(contender, cell):
             result.left_out[contender.name] = f"a call is estimated to take {seconds:.1f} s"
         else:
-            result.measured[contender.name] = _checked(contender, given, mode, right, clock)
+            result.measured[contender.name] = _checked(contender, given, mode, right)
     turns = [m for m in result.measured.values() if m.fault is None]
     take_turns(turns, limits, random.Random(seeded("kernel turns", cell.name, mode)), clock)
     gc.unfreeze()
@@ -148,38 +150,56 @@ def _needed(contender: Contender, cell: Cell) -> bool:
     return contender.name in GOALS_NEED.get(cell.name, ())
 
 
-def _checked(contender: Contender, given: Operands, mode: Mode, right: Outcome, clock: Clock) -> Measured:
+def _checked(contender: Contender, given: Operands, mode: Mode, right: Outcome) -> Measured:
     """Return a contender with what is known before it is timed; it is warm then."""
     ready = contender.make(given, mode)
     measured = Measured(contender, ready)
     if ready.outcome is None:
         return measured
-    start = clock()
-    result, measured.extra_peak_bytes = _call(ready)
-    if contender.role == "rival" and (taken := clock() - start) > _ENOUGH_S:
-        measured.samples.append(taken)
+    if contender.role != "ours":
+        result, measured.extra_peak_bytes = _call(ready)
+        _judge(measured, ready.outcome(result), right, given.cell)
+        return measured
+    _poison_kept_memory(given)
+    ready.reset()
+    outcome = ready.outcome(ready.run())
+    _judge(measured, outcome, right, given.cell)
+    first = _bits(outcome)
+    del outcome
+    # The first call also took what a library sets up once.
+    again, measured.extra_peak_bytes = _call(ready)
+    measured.repeatable = first == _bits(ready.outcome(again))
+    return measured
+
+
+def _judge(measured: Measured, found: Outcome, right: Outcome, cell: Cell) -> None:
+    """Note a contender's errors, and as its fault what is above its tolerance."""
     try:
-        measured.errors = errors(ready.outcome(result), right)
+        measured.errors = errors(found, right)
     except ValueError as why:
         measured.fault = str(why)
-        return measured
-    tolerance = tolerance_of(contender, given.cell)
+        return
+    tolerance = tolerance_of(measured.contender, cell)
     # Not "greater than": NaN must be found, too.
     wrong = [f"{name} {error:.1e}" for name, error in measured.errors.items() if not error <= tolerance]
     if wrong:
         measured.fault = f"the relative error is above {tolerance:.0e}: {', '.join(wrong)}"
-    elif contender.role == "ours":
-        first = _bits(ready.outcome(result))
-        del result
-        # The first call also took what a library sets up once.
-        again, measured.extra_peak_bytes = _call(ready)
-        measured.repeatable = first == _bits(ready.outcome(again))
-    return measured
 
 
 def _call(ready: Ready) -> tuple[Any, int | None]:
+    """Return a call's result and the memory that it took, for which none may lie ready from before."""
     ready.reset()
+    release_memory()
     return peak_memory(ready.run)
+
+
+def _poison_kept_memory(given: Operands) -> None:
+    """Leave NaN where results will lie, so that a row that is never written does not show the last contender's."""
+    release_memory()
+    shapes = [given.x.shape, given.dy.shape, given.a.shape, given.b.shape]
+    shapes += [(given.active, *each.shape[1:]) for each in (given.a, given.b) if each.dim() == 3]
+    held = [empty(tuple(shape), given.x).fill_(torch.nan) for shape in shapes for _ in range(2)]
+    del held
 
 
 def _bits(outcome: Outcome) -> list[int]:

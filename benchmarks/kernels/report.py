@@ -171,13 +171,29 @@ def goals(results: Sequence[Result]) -> list[tuple[str, str]]:
         found = (r.ratio("native", rival) for r in results if (r.cell, r.mode) == (cell, mode))
         return [ratio for ratio in found if ratio is not None]
 
-    every = ratios("torch", "forward", "both")
-    judge("torch at least 1/1.1 of the fastest rival in every full cell", every, min, 1 / 1.1)
-    judge("native >= 3x the fastest rival, forward, geometric mean", ratios("native", "forward"), geometric_mean, 3)
-    judge("native >= 2.5x, forward + backward, geometric mean", ratios("native", "both"), geometric_mean, 2.5)
+    for name, cells in (("every full cell", full), ("every cell", results)):
+        found = ratios("torch", "forward", "both", of=cells)
+        judge(f"torch at least 1/1.1 of the fastest rival in {name}", found, min, 1 / 1.1)
+    judge(
+        "native >= 3x the fastest rival, forward, geometric mean of the full cells",
+        ratios("native", "forward"),
+        geometric_mean,
+        3,
+    )
+    judge(
+        "native >= 2.5x, forward + backward, geometric mean of the full cells",
+        ratios("native", "both"),
+        geometric_mean,
+        2.5,
+    )
     judge("native in no cell below 1x", ratios("native", "forward", "both", of=results), min, 1)
     kept = [r.timings.get("native (buffers)") for r in full if r.told["tokens"] == 4096]
-    judge("native (buffers) >= 50 % of the roofline at T=4096", [t.fraction for t in kept if t], min, 0.5)
+    judge(
+        "native (buffers) >= 50 % of the roofline in every full cell at T=4096",
+        [t.fraction for t in kept if t],
+        min,
+        0.5,
+    )
     for rival, name in (("plain loop", "the plain loop"), ("peft", "PEFT itself")):
         judge(f"native >= 18x {name} at 768, r 8, U 512, T 4096, forward", at(PEFT_CELL, "forward", rival), min, 18)
         judge(f"native >= 200x {name} there, forward + backward", at(PEFT_CELL, "both", rival), min, 200)

@@ -149,11 +149,21 @@ class Stacked:
 
 
 class GroupedMm(Stacked):
-    """`torch.nn.functional.grouped_mm` over the users present."""
+    """`torch.nn.functional.grouped_mm` over the users present, or over all where most are: then no factor is copied."""
 
     def __init__(self, given: Operands) -> None:
         super().__init__(given)
-        self.ends = torch.from_numpy(np.cumsum(given.lengths).astype(np.int32))
+        self.rows = slice(None)
+        lengths = given.lengths
+        if self.users is not None and 2 * given.active >= given.cell.users:
+            self.rows, self.users = self.users, None
+            self.positions = torch.from_numpy(given.users)[self.positions]
+            lengths = np.bincount(given.users, given.lengths, given.cell.users)
+        self.ends = torch.from_numpy(np.cumsum(lengths).astype(np.int32))
+
+    def gradients(self, factors: Factors) -> Tensor:
+        """Return the gradients of the users present."""
+        return gradient(factors[0])[self.rows]
 
     def multiply(self, z: Tensor, factors: Factors, transposed: bool) -> Tensor:
         """Return the product of every group."""
