@@ -19,7 +19,7 @@ from methods.lowrank.plan import Plan
 from methods.lowrank.problem import Problem
 
 _GEMM_SIZES = (512, 1024, 2048)
-_STREAM_MIB = (1, 4, 16, 64, 256)
+_STREAM_MIB = (4, 16, 64, 256)
 _LEAST_RUNS, _LEAST_SECONDS = 3, 0.04
 
 Clock = Callable[[], float]
@@ -37,8 +37,8 @@ class Work:
 class Peaks:
     """What a machine reached: GEMM in FLOP/s, and streams in bytes/s by how many bytes they went over.
 
-    A stream over what a cache holds is faster than one over memory, so a call is held to a stream over as many bytes as
-    it moves.
+    A stream over what a shared cache holds is faster than one over memory, so a call is held to a stream over as many
+    bytes as it moves; the smallest is beyond the caches of a core.
     """
 
     gemm_flops_per_s: float
