@@ -21,7 +21,7 @@ from datasets_registry.errors import RequestError
 
 _BENCHMARK = Path(__file__).resolve().with_name("bench_lowrank.py")
 # Beside `kernels/`, which holds nothing but results.
-_PARTS, PLOTS = ".kernel-parts", "plots"
+_PARTS, PLOTS = ".kernel-parts", "kernel-plots"
 CELLS_PER_PART = 12
 # Whatever makes a library take more than one thread would measure something else.
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}

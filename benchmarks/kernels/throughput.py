@@ -74,7 +74,7 @@ def write_plots(results: Sequence[Result], folder: Path) -> list[str]:
 
     out: list[str] = []
     for axis in ("users", "tokens"):
-        path = folder / f"kernel-throughput-{axis}.svg"
+        path = folder / f"throughput-{axis}.svg"
         svg: str = vl_convert.vegalite_to_svg(json.dumps(plot(results, axis)))
         write_atomically(path, svg.encode())
         out.append(f"written: {path}")
