@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGE = 4 << 20  # smaller results are the C library's, which mostly keeps them itself
+LARGE = 1 << 20  # smaller results are the C library's, which mostly keeps them itself
 KEPT_BYTES = 512 << 20
 _HUGE_PAGE = 2 << 20
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)

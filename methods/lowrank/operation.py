@@ -122,8 +122,8 @@ def lora_backward(
     rather a row for each of `plan.padded_users`, for which nothing waits): all of them the one or all the other.
     `dscale` (float32, or float64 for float64) is [U] or [n_active] likewise. `accumulate` adds to the buffers. A buffer
     left out is not computed, and none may share memory with another tensor of the call; with none given, dx, da, db and
-    dcore are made, as rows. Raises ValueError for another
-    plan than the forward's, and for buffers of other shapes, strides or devices.
+    dcore are made, as rows. Raises ValueError for another plan than the forward's, and for buffers of other shapes,
+    strides or devices.
     """
     problem = saved.problem
     if plan is not problem.plan:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def nearest(problem: Problem, mode: str) -> Choice:
     return _nearest(mode, tokens, plan.n_active, plan.longest, problem.rank, problem.d_in + problem.d_out)
 
 
-@cache
+@lru_cache(maxsize=1024)  # the layers of a step ask alike, and no two steps do: it must not grow with training
 def _nearest(mode: str, tokens: int, active: int, longest: int, rank: int, width: int) -> Choice:
     places, choices = _table("cpu", mode)
     if not choices:
