@@ -49,7 +49,7 @@ class Limits:
 
 
 LIMITS = {
-    "quick": Limits(rounds=25, least=5, least_behind=2, seconds=0.04, longest_s=0.12),
+    "quick": Limits(rounds=25, least=5, least_behind=1, seconds=0.04, longest_s=0.12),
     "full": Limits(rounds=60, least=12, least_behind=3, seconds=0.5, longest_s=4.0),
 }
 # What the goals are set against is measured there, however slow it is.
