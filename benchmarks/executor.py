@@ -145,7 +145,12 @@ class LocalExecutor:
         process = self._context.Process(
             target=_main, args=(build(), sender, name, self.limits.memory_bytes), daemon=True, name="hetpref-cell"
         )
-        process.start()
+        # Interrupted between asking for the process and sending it its work, it would end with a traceback of its own.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         sender.close()
         deadline = time.monotonic() + self.limits.seconds
         return _Running(ticket, process, receiver, Path(name), deadline, self.limits, build, alone)

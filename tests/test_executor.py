@@ -1,7 +1,10 @@
 """Each cell has its own process: whatever a method does there becomes an outcome, and the others are measured."""
 
+import dataclasses
+import signal
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import psutil
@@ -125,3 +128,20 @@ def test_costs_are_measured(executor, hostile):
     assert cost["comparisons_per_s"] > 0
     assert cost["state_bytes_per_user"] == 0
     assert cost["peak_device_bytes"] is None
+
+
+class Watched(str):
+    """A name that tells, when it is sent to a cell's process, whether Ctrl-C would cut the sending short."""
+
+    held: ClassVar[list[bool]] = []
+
+    def __reduce__(self):
+        Watched.held.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return str, (str(self),)
+
+
+def test_control_c_waits_until_a_cell_has_its_work(executor, hostile):
+    watched = dataclasses.replace(payload(hostile.Zero), dataset=Watched("made@1"))
+    assert [outcome.status for _, outcome in executor.run([(0, lambda: watched)])] == ["ok"]
+    assert Watched.held == [True]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
