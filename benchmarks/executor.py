@@ -114,10 +114,10 @@ class LocalExecutor:
             while len(running) < self.jobs and not any(c.alone for c in running):
                 if suspects:
                     if not running:
-                        running.append(self._start(*suspects.pop(0), alone=True))
+                        self._start(running, *suspects.pop(0), alone=True)
                     break
                 try:
-                    running.append(self._start(*next(waiting)))
+                    self._start(running, *next(waiting))
                 except StopIteration:
                     exhausted = True
                     break
@@ -138,22 +138,26 @@ class LocalExecutor:
                 else:
                     yield cell.ticket, outcome
 
-    def _start(self, ticket: T, build: Callable[[], Payload], *, alone: bool = False) -> _Running[T]:
+    def _start(
+        self, running: list[_Running[T]], ticket: T, build: Callable[[], Payload], *, alone: bool = False
+    ) -> None:
+        """Start a cell's process and add it to those that run."""
         receiver, sender = self._context.Pipe(duplex=False)
         handle, name = tempfile.mkstemp(dir=self._scratch.name, suffix=".err")
         os.close(handle)
         process = self._context.Process(
             target=_main, args=(build(), sender, name, self.limits.memory_bytes), daemon=True, name="hetpref-cell"
         )
-        # Interrupted between asking for the process and sending it its work, it would end with a traceback of its own.
+        # Ctrl-C waits until the process has its work and is among those that are ended: cut short, it would end with a
+        # traceback of its own.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
+            sender.close()
+            deadline = time.monotonic() + self.limits.seconds
+            running.append(_Running(ticket, process, receiver, Path(name), deadline, self.limits, build, alone))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        sender.close()
-        deadline = time.monotonic() + self.limits.seconds
-        return _Running(ticket, process, receiver, Path(name), deadline, self.limits, build, alone)
 
     def _outcome(self, cell: _Running[T]) -> Outcome | None:
         if cell.connection.poll():
