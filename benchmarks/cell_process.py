@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.meters import Clock, MemoryMeter
+from benchmarks.meters import Clock, MemoryMeter, peak_device_bytes
 from datasets_registry.errors import MethodError
 from datasets_registry.records import Comparisons, Float32, Int32, Items, Truth
 from methods.interface import Array, Budget, Histories, Method, UserState, World
@@ -80,7 +80,7 @@ class Answer:
 def answer(payload: Payload) -> Answer:
     """Run one cell: fit once, then answer every question with it."""
     _seed_everything(payload.budget.seed)
-    memory, clock = MemoryMeter(), Clock()
+    memory, clock = MemoryMeter(), Clock(payload.budget.device)
     world = _world(payload)
     method = payload.method(**payload.config)
     with clock.measure("fit"):
@@ -105,10 +105,11 @@ def answer(payload: Payload) -> Answer:
         "fit_s": clock.seconds["fit"],
         "adapt_s_per_user": clock.seconds.get("adapt", 0.0) / max(adapted, 1),
         "comparisons_per_s": asked / max(clock.seconds.get("margins", 0.0), 1e-9),
+        "train_comparisons_per_s": _per_second(method, clock.seconds["fit"]),
         "trained_params": int(method.n_trained),
         "params_per_user": _mean([s.n_parameters for s in states]),
         "state_bytes_per_user": _mean([s.nbytes for s in states]),
-        "peak_device_bytes": _peak_device_bytes(payload.budget.device),
+        "peak_device_bytes": peak_device_bytes(payload.budget.device),
         "peak_rss_delta_bytes": memory.peak_delta(),
     }
     return Answer(arrays, cost)
@@ -124,7 +125,7 @@ def _world(payload: Payload) -> World:
         items=payload.items,
         n_users=payload.n_users,
         features=features,
-        encoder=payload.encoder if features is not None else None,
+        encoder=payload.encoder if features is not None or "backbone" in needs else None,
         user_metadata=payload.user_metadata,
         truth=payload.truth,
     )
@@ -180,12 +181,14 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _peak_device_bytes(device: str) -> int | None:
-    if not device.startswith("cuda"):
+def _per_second(method: Method, seconds: float) -> float | None:
+    """Return how many comparisons a second `fit` learned from, where the method tells how many; a pass counts anew."""
+    told = method.comparisons_trained
+    if told is None:
         return None
-    import torch
-
-    return int(torch.cuda.max_memory_allocated(device))
+    if isinstance(told, bool) or not isinstance(told, int | np.integer) or told < 0:
+        raise MethodError(f"comparisons_trained is {told!r:.80}; it must be a count of comparisons, or None")
+    return int(told) / max(seconds, 1e-9)
 
 
 def _mean(values: list[int]) -> float:

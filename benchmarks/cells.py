@@ -18,12 +18,16 @@ from methods.interface import Method
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A dataset made ready once per suite: content, digest, and where its features lie."""
+    """A dataset made ready once per suite: content, digest, where its features lie (None if no method reads them).
+
+    `encoder_revision` is told for an encoder whose id does not pin it, as a branch of the hub does not.
+    """
 
     plan: DatasetPlan
     data: PreferenceData
     digest: str
-    features: Path
+    features: Path | None
+    encoder_revision: str | None = None
     splits: dict[tuple[int, int], Split] = field(default_factory=dict[tuple[int, int], Split])
 
 
@@ -36,6 +40,13 @@ class MethodEntry:
     dist: str
     version: str
     source_sha256: str
+
+    @property
+    def title(self) -> str:
+        """Return what a person calls it: the name, and the options that are not the method's defaults."""
+        defaults = self.cls.hyperparameters()
+        own = [f"{k}={v}" for k, v in self.config.items() if k not in defaults or defaults[k] != v]
+        return self.cls.spec.name + (f" ({', '.join(own)})" if own else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,55 +62,124 @@ class Task:
         return self.regime if self.n_support is None else f"{self.regime}+{self.n_support}"
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a cell fits on, as a budget of the dataset's grids, and the measurements that are made with it."""
+
+    n_train: Count
+    n_users: Count
+    imbalance: Literal["zipf"] | None
+    control: str | None
+    tasks: tuple[Task, ...]
+
+    def title(self, entry: MethodEntry, dataset: str, seed: int) -> str:
+        """Return what a person calls the cell of a method, dataset and seed that fits on this."""
+        people = "" if self.n_users == "all" else f", n_users {self.n_users}"
+        skewed = ", zipf" if self.imbalance else ""
+        shuffled = " (user-shuffle)" if self.control else ""
+        return f"{entry.title} on {dataset}, n_train {self.n_train}{people}{skewed}, seed {seed}{shuffled}"
+
+
+@dataclass(frozen=True, slots=True)
+class Grids:
+    """The budgets that a dataset is run at, and how many people can be seen; None where that is not known."""
+
+    n_train: tuple[Count, ...]
+    n_support: tuple[int, ...]
+    people: int | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """One fit: a dataset, a split, a budget, a method; `tasks` are the measurements made with it."""
+    """One fit: a dataset, a split, a budget with its measurements, a method, and the device it may use."""
 
     prepared: Prepared
     split: Split
     repetition: Repetition
-    n_train: Count
-    n_users: Count
-    imbalance: Literal["zipf"] | None
+    fit: Fit
     method: MethodEntry
-    control: str | None
-    tasks: tuple[Task, ...]
+    device: str = "cpu"
 
     @property
     def title(self) -> str:
         """Return what a person calls this cell."""
-        shuffled = " (user-shuffle)" if self.control else ""
-        return (
-            f"{self.method.cls.spec.name} on {self.prepared.data.id}, n_train {self.n_train}, "
-            f"seed {self.repetition.seed}{shuffled}"
-        )
+        return self.fit.title(self.method, self.prepared.data.id, self.repetition.seed)
 
     @property
     def fit_key(self) -> str:
-        """Return the content key of the fit: everything that can change a margin, and nothing else."""
+        """Return the content key of the fit: everything that can change a margin, and nothing else.
+
+        The device is left out: margins of a GPU differ from those of a CPU by rounding, as those of two processors do,
+        which no key tells apart either. So a run that was begun on one goes on on the other; its records say where each
+        was measured, and costs are compared within one class of device only.
+        """
         return canonical_sha256(
             {
                 "protocol": PROTOCOL,
                 "dataset": [self.prepared.data.id, self.prepared.digest],
-                "encoder": self.prepared.plan.encoder,
+                "encoder": [self.prepared.plan.encoder, self.prepared.encoder_revision],
                 "split": self.split.digest,
                 "seed": [self.repetition.seed, self.repetition.draw],
-                "budget": [self.n_train, self.n_users, self.imbalance],
+                "budget": [self.fit.n_train, self.fit.n_users, self.fit.imbalance],
                 "method": [self.method.cls.spec.name, self.method.dist, self.method.version, self.method.config],
                 "source": self.method.source_sha256,
-                "control": self.control,
+                "control": self.fit.control,
             }
         )
 
 
 def plan_cells(suite: Suite, ready: Prepared, methods: list[MethodEntry]) -> Iterator[Cell]:
-    """Yield every cell of one dataset of a suite; raises DataError when the dataset cannot be split."""
+    """Yield every cell of one dataset of a suite, without those of methods that cannot run on it (`runnable`).
+
+    Raises DataError when the dataset cannot be split.
+    """
+    entries = runnable(methods, ready.plan, truth=ready.data.truth is not None)
     for seed in range(suite.seeds):
-        split = _split(ready, Repetition(seed))
-        for entry in methods:
-            if "truth" in entry.cls.spec.needs and ready.data.truth is None:
-                continue
-            yield from _cells_of(ready, split, Repetition(seed), entry, shuffle=suite.user_shuffle and seed == 0)
+        repetition = Repetition(seed)
+        split = _split(ready, repetition)
+        grids = Grids(
+            ready.plan.n_train or tuple(split.budgets()),
+            ready.plan.n_support or tuple(split.support_budgets()),
+            len(split.seen),
+        )
+        for entry in entries:
+            for fit in fits(ready.plan, grids, entry, shuffle=suite.user_shuffle and seed == 0):
+                yield Cell(ready, split, repetition, fit, entry, suite.device)
+
+
+def runnable(methods: list[MethodEntry], plan: DatasetPlan, *, truth: bool) -> list[MethodEntry]:
+    """Return the methods that run on a dataset: those that need its truth only where it has one (`truth`)."""
+    return [m for m in methods if (truth or "truth" not in m.cls.spec.needs) and without_model(m, plan) is None]
+
+
+def without_model(method: MethodEntry, plan: DatasetPlan) -> str | None:
+    """Return why a method that trains inside a text model has none in a plan's encoder, None where it can run."""
+    if "backbone" not in method.cls.spec.needs:
+        return None
+    from datasets_registry.encoders import ENCODERS
+    from datasets_registry.text_models import has_text_model
+
+    if has_text_model(plan.encoder):
+        return None
+    others = [name for name in ENCODERS if has_text_model(name)]
+    instead = f"; use --encoder {others[0]}" if others else ""
+    return f"{method.cls.spec.name} trains inside a text model, and {plan.encoder} has none{instead}"
+
+
+def fits(plan: DatasetPlan, grids: Grids, entry: MethodEntry, *, shuffle: bool) -> Iterator[Fit]:
+    """Yield what a method is fitted on in one repetition: every budget, and with `shuffle` the user-shuffle control."""
+    tasks = (Task("seen", None), *(Task("unseen", n) for n in grids.n_support))
+    for n_users in plan.n_users:
+        if n_users != "all" and grids.people is not None and n_users >= grids.people:
+            continue
+        for imbalance in plan.imbalance:
+            skewed = "zipf" if imbalance == "zipf" else None
+            for n in grids.n_train:
+                if skewed and n == "all":
+                    continue
+                yield Fit(n, n_users, skewed, None, tasks)
+    if shuffle and entry.cls.spec.adaptation != "none" and entry.cls.spec.role == "method":
+        yield Fit(grids.n_train[-1], "all", None, "user_shuffle", tasks[:1])
 
 
 def _split(ready: Prepared, repetition: Repetition) -> Split:
@@ -109,25 +189,6 @@ def _split(ready: Prepared, repetition: Repetition) -> Split:
     if at not in ready.splits:
         ready.splits[at] = split(ready.data, fold=repetition.fold, draw=repetition.draw)
     return ready.splits[at]
-
-
-def _cells_of(
-    ready: Prepared, split: Split, repetition: Repetition, entry: MethodEntry, *, shuffle: bool
-) -> Iterator[Cell]:
-    n_train = ready.plan.n_train or tuple(split.budgets())
-    n_support = ready.plan.n_support or tuple(split.support_budgets())
-    tasks = (Task("seen", None), *(Task("unseen", n) for n in n_support))
-    for n_users in ready.plan.n_users:
-        if n_users != "all" and n_users >= len(split.seen):
-            continue
-        for imbalance in ready.plan.imbalance:
-            skewed = "zipf" if imbalance == "zipf" else None
-            for n in n_train:
-                if skewed and n == "all":
-                    continue
-                yield Cell(ready, split, repetition, n, n_users, skewed, entry, None, tasks)
-    if shuffle and entry.cls.spec.adaptation != "none" and entry.cls.spec.role == "method":
-        yield Cell(ready, split, repetition, n_train[-1], "all", None, entry, "user_shuffle", tasks[:1])
 
 
 def method_entries(suite: Suite, chosen: list[str] | None) -> tuple[list[MethodEntry], dict[str, str]]:

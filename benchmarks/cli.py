@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import math
 import os
 import signal
 import sys
@@ -97,13 +95,17 @@ def run(
     methods: Names = None,
     datasets: Names = None,
     seeds: Annotated[int | None, typer.Option(min=1, max=15, help="Repetitions; seed s runs on fold s mod 5.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Cells side by side, one thread each.")] = os.cpu_count() or 1,
+    encoder: Annotated[str | None, typer.Option(metavar="ID", help="See all datasets through this encoder.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, for methods that can use it.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Cells side by side, one thread each: one per core, or 1 on a GPU.")
+    ] = None,
     out: Out = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run finished cells again.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
     time_limit: Annotated[float | None, typer.Option(min=1, help="Seconds a cell may take.")] = None,
     memory_limit: Annotated[int | None, typer.Option(min=64, help="Megabytes a cell may add.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cells.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cells, and their memory.")] = False,
     pages: Annotated[bool, typer.Option(help="Draw plots and the page, too.")] = True,
     kernels: Annotated[bool, typer.Option(help="End with the kernel benchmark, if the suite has it.")] = True,
     as_json: JsonFlag = False,
@@ -117,21 +119,17 @@ def run(
     from benchmarks.display import LiveProgress
     from benchmarks.kernel_step import measure_kernels
     from benchmarks.runner import Options, run_suite
-    from benchmarks.suites import load_suite
+    from benchmarks.suites import load_suite, narrowed
 
-    wanted = _narrowed(load_suite(suite), datasets, seeds, time_limit, memory_limit)
+    limits = {"seeds": seeds, "device": device, "time_limit_s": time_limit, "memory_limit_mb": memory_limit}
+    wanted = narrowed(load_suite(suite), _split_names(datasets), encoder, **limits)
     folder = out or Path("results") / wanted.name
-    options = Options(_split_names(methods), jobs, fresh, retry_failed)
+    # Side by side on one GPU, cells would take each other's memory, and their timings would mean nothing.
+    by_itself = 1 if wanted.device.startswith("cuda") else os.cpu_count() or 1
+    options = Options(_split_names(methods), jobs or by_itself, fresh, retry_failed)
     progress = LiveProgress()
     if dry_run:
-        from benchmarks.runner import planned_cells
-
-        cells = planned_cells(wanted, options, progress)
-        if as_json:
-            return print_json([{"cell": c.title, "fit_key": c.fit_key, "measurements": len(c.tasks)} for c in cells])
-        for cell in cells:
-            print(cell.title)
-        return progress.note(f"{len(cells)} cells")
+        return _print_cells(wanted, options, progress, as_json=as_json)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = run_suite(wanted, folder, options, progress)
@@ -192,9 +190,10 @@ def compare(
     rows = [plain(row) for row in compared(first, second, results)]
     if as_json:
         return print_json(rows)
+    several = len({r["encoder"] for r in rows if r["encoder"]}) > 1
     shown = [
         [
-            r["dataset"],
+            f"{r['dataset']} ({r['encoder']})" if several and r["encoder"] else r["dataset"],
             r["regime"] or "",
             _or_dash(r["n_train"]),
             _or_dash(r["n_support"]),
@@ -324,6 +323,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_cells(suite: Any, options: Any, progress: Any, *, as_json: bool) -> None:
+    from benchmarks import dry_run
+    from benchmarks.runner import Summary
+
+    os.environ.update(dry_run.NO_DOWNLOADS)
+    summary = Summary()
+    cells = dry_run.dry_run(suite, options, progress, summary)
+    if as_json:
+        return print_json(cells)
+    for cell in cells:
+        print(cell.line)
+    for what, why in summary.unavailable.items():
+        progress.note(f"left out: {what}: {why}")
+    return progress.note(f"{len(cells)} cells{dry_run.largest(cells)}")
+
+
 def _write_board(folders: list[Path], out: Path, *, as_json: bool, draft: bool = False, pages: bool = True) -> Any:
     """Build, write and print a board; a draft also ranks what was measured on a dirty tree."""
     from leaderboard.board import build_board
@@ -338,37 +353,6 @@ def _write_board(folders: list[Path], out: Path, *, as_json: bool, draft: bool =
     else:
         print(board.to_text())
     return board
-
-
-def _narrowed(
-    suite: Any, datasets: str | None, seeds: int | None, time_limit: float | None, memory_limit: int | None
-) -> Any:
-    """Return the suite with what the command line changes in it."""
-    from benchmarks.suites import DatasetPlan
-    from datasets_registry import canonical_id, find_dataset
-
-    changes: dict[str, Any] = {}
-    if datasets is not None:
-        plans = {d.name: d for d in suite.datasets}
-        by_family = {d.name.split("@")[0]: d for d in suite.datasets}
-        chosen: list[DatasetPlan] = []
-        for given in _split_names(datasets) or []:
-            plan = plans.get(given) or by_family.get(given)
-            if plan is None:
-                name = canonical_id(given)
-                plan = plans.get(name) or DatasetPlan(name, find_dataset(given).card.encoder)
-            if plan not in chosen:
-                chosen.append(plan)
-        changes["datasets"] = tuple(chosen)
-    if seeds is not None:
-        changes["seeds"] = seeds
-    if time_limit is not None:
-        if not math.isfinite(time_limit):
-            raise RequestError(f"--time-limit {time_limit}: give seconds as a finite number")
-        changes["time_limit_s"] = time_limit
-    if memory_limit is not None:
-        changes["memory_limit_mb"] = memory_limit
-    return dataclasses.replace(suite, **changes)
 
 
 def _split_names(names: str | None) -> list[str] | None:

@@ -12,9 +12,10 @@ from methods.interface import Method
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CATALOG = "methods.catalog"
-# The kernels count for the methods that use them: they are compiled, tuned and edited for speed more often than others.
-_KERNELS = "methods.lowrank"
-_KERNEL_FILES = (".py", ".cpp", ".h", ".json")
+# Rooms of `methods` that count only for the methods that use them. Backbone methods run on the kernels; both are edited
+# for speed more often than others.
+_ROOMS = {"backbone": ("backbone", "lowrank"), "lowrank": ("lowrank",)}
+_ROOM_FILES = (".py", ".cpp", ".h", ".json")
 # Of the runner, only what cuts the payload and asks the questions; how processes are kept or shown moves no margin.
 _OF_THE_RUNNER = ("cells", "cell_process", "choice_sets", "payloads")
 
@@ -22,8 +23,8 @@ _OF_THE_RUNNER = ("cells", "cell_process", "choice_sets", "payloads")
 def source_sha256(cls: type[Method]) -> str:
     """Return the sha256 of a method's own modules and of everything that all methods share.
 
-    Own modules are the class's and, within the catalogue or the plug-in's package, those that they import, and the
-    kernels where one of these does: editing one method does not run the others again.
+    Own modules are the class's and, within the catalogue or the plug-in's package, those that they import, and
+    the kernels or the backbone where one of these imports them: editing one method does not run the others again.
     """
     h = hashlib.sha256(_shared().encode())
     for path in sorted(_own_files(cls.__module__)):
@@ -36,7 +37,7 @@ def _shared() -> str:
     """Return the digest of the datasets' code, the methods' machinery, and what the runner hands to a cell."""
     files = [
         *(_ROOT / "datasets_registry").rglob("*.py"),
-        *(p for p in (_ROOT / "methods").rglob("*.py") if p.relative_to(_ROOT).parts[1] not in ("catalog", "lowrank")),
+        *(p for p in (_ROOT / "methods").rglob("*.py") if p.relative_to(_ROOT).parts[1] not in ("catalog", *_ROOMS)),
         *(_ROOT / "benchmarks" / f"{name}.py" for name in _OF_THE_RUNNER),
     ]
     h = hashlib.sha256()
@@ -49,12 +50,13 @@ def _own_files(module: str) -> set[Path]:
     """Return the files of a module and of the modules beside it that it imports, directly or not."""
     package = _CATALOG if module.startswith(_CATALOG + ".") else module.split(".")[0]
     found: dict[str, Path] = {}
-    kernels: set[Path] = set()
+    rooms: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name == _KERNELS or name.startswith(_KERNELS + "."):
-            kernels = {p for p in (_ROOT / "methods" / "lowrank").rglob("*") if p.suffix in _KERNEL_FILES}
+        top, _, rest = name.partition(".")
+        if top == "methods" and (room := rest.partition(".")[0]) in _ROOMS:
+            rooms.update(_ROOMS[room])
             continue
         if name in found or not (name == package or name.startswith(package + ".")):
             continue
@@ -67,4 +69,5 @@ def _own_files(module: str) -> set[Path]:
                 waiting += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return {*found.values(), *kernels}
+    inside = {p for room in rooms for p in (_ROOT / "methods" / room).rglob("*") if p.suffix in _ROOM_FILES}
+    return {*found.values(), *inside}

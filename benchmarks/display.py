@@ -50,7 +50,7 @@ class LiveProgress:
             self._failed += 1
             self.note(f"{outcome.status}: {cell.title}: {outcome.headline[:160]}")
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, description=cell.method.cls.spec.name[:22].ljust(22))  # type: ignore[arg-type]
+            self._bar.update(self._task, advance=1, description=cell.method.title[:22].ljust(22))  # type: ignore[arg-type]
         elif time.monotonic() - self._said > _QUIET_SECONDS or self._done == self._total:
             self._said = time.monotonic()
             spent = self._said - self._started

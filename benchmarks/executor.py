@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -74,16 +74,22 @@ class _Running(Generic[T]):
 
 
 class LocalExecutor:
-    """Up to `jobs` processes side by side on this machine; use as a context manager."""
+    """Up to `jobs` processes side by side on this machine; use as a context manager.
 
-    def __init__(self, jobs: int, limits: Limits) -> None:
+    `preload` names modules that the fork server imports besides its own; one that cannot be imported is left out.
+    """
+
+    def __init__(self, jobs: int, limits: Limits, preload: Sequence[str] = ()) -> None:
         self.jobs = jobs
         self.limits = limits
         # One thread per cell, so that timings mean something: set before the fork server starts, which hands it on.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = "1"
+        # A library that asks whether there is a GPU must not wake its driver in the server: a process that is forked
+        # from one that did cannot use it.
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload(["benchmarks.preload"])
+        self._context.set_forkserver_preload(["benchmarks.preload", *preload])
         self._running: list[_Running[object]] = []
         self._scratch = tempfile.TemporaryDirectory(prefix="hetpref-cells-")
 
@@ -191,7 +197,9 @@ def _main(payload: Payload, sender: Connection, stderr: str, memory_bytes: int) 
         os.dup2(sink.fileno(), 2)
     sys.stdout = open(1, "w", closefd=False, buffering=1, errors="replace")  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, buffering=1, errors="replace")  # noqa: SIM115
-    _limit_memory(memory_bytes)
+    # CUDA reserves address space by the size of its devices; there, what is resident is watched from outside alone.
+    if not payload.budget.device.startswith("cuda"):
+        _limit_memory(memory_bytes)
     from benchmarks.cell_process import answer
 
     try:
@@ -201,8 +209,9 @@ def _main(payload: Payload, sender: Connection, stderr: str, memory_bytes: int) 
     except BaseException as why:
         traceback.print_exc()
         told = f"{type(why).__name__}: {why}"
-        # torch raises RuntimeError, not MemoryError, when the allocator is refused.
-        kind = b"memory" if "alloc" in told and "memory" in told else b"error"
+        # torch raises RuntimeError, not MemoryError, when the allocator is refused; a GPU is "out of memory".
+        short = "out of memory" in told or ("alloc" in told and "memory" in told)
+        kind = b"memory" if short else b"error"
         _send(sender, kind, told[:_MESSAGE_CHARACTERS].encode())
     else:
         _send(sender, b"ok", *blobs)

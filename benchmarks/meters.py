@@ -15,6 +15,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from datasets_registry.errors import RequestError
 from leaderboard.records import Environment, Source
 
 _PACKAGES = ("hetpref", "numpy", "scipy", "scikit-learn", "torch", "transformers")
@@ -22,8 +23,9 @@ _PACKAGES = ("hetpref", "numpy", "scipy", "scikit-learn", "torch", "transformers
 
 @dataclass(slots=True)
 class Clock:
-    """Wall seconds by name."""
+    """Wall seconds by name; on a GPU, what a block has started there is its own and is waited for."""
 
+    device: str = "cpu"
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
     @contextmanager
@@ -32,6 +34,7 @@ class Clock:
         start = time.perf_counter()
         try:
             yield
+            _settle(self.device)
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
@@ -49,6 +52,41 @@ class MemoryMeter:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         scale = 1 if sys.platform == "darwin" else 1024
         return max(0, peak * scale - self.start)
+
+
+def _settle(device: str) -> None:
+    """Wait until a GPU has done what it was given; nothing where no GPU is in use."""
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize(device)
+
+
+def peak_device_bytes(device: str) -> int | None:
+    """Return the most bytes that torch has held on a GPU at once; None on the CPU, and where the GPU was not used."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return (int(torch.cuda.max_memory_allocated(device)) or None) if torch.cuda.is_initialized() else None
+
+
+def must_be_there(device: str) -> None:
+    """Raise RequestError unless torch sees the device on this machine; imports torch only to look for a GPU."""
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= n:
+        seen = "no GPU" if n == 0 else "only cuda:0" if n == 1 else f"only cuda:0 to cuda:{n - 1}"
+        raise RequestError(
+            f"device {device!r}: torch {torch.__version__} sees {seen} on this machine. Allowed here: cpu"
+            f"{', cuda' if n else ''}. A GPU needs its driver, a torch that is built for CUDA, and to be among "
+            "CUDA_VISIBLE_DEVICES where that is set"
+        )
 
 
 def device_class(device: str) -> str:

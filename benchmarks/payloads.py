@@ -22,12 +22,12 @@ Part = Regime | Literal["validation"]
 def build_payload(cell: Cell, seconds: float) -> Payload:
     """Return everything that the cell's process gets; no query label is in it."""
     data, spec, split = cell.prepared.data, cell.method.cls.spec, cell.split
-    train = data.comparisons.take(split.train(cell.n_train, cell.n_users, cell.imbalance))
+    train = data.comparisons.take(split.train(cell.fit.n_train, cell.fit.n_users, cell.fit.imbalance))
     val = data.comparisons.take(asked(cell, "validation").rows)
-    if cell.control == "user_shuffle":
+    if cell.fit.control == "user_shuffle":
         train, val = shuffled(train, *_context(cell), "train"), shuffled(val, *_context(cell), "val")
     questions = [_question(cell, "validation", "validation", train)]
-    for task in cell.tasks:
+    for task in cell.fit.tasks:
         history = train if task.regime == "seen" else data.comparisons.take(split.support(task.n_support or 0))
         questions.append(_question(cell, task.title, task.regime, history, wrong=True))
     return Payload(
@@ -35,6 +35,7 @@ def build_payload(cell: Cell, seconds: float) -> Payload:
         config=cell.method.config,
         budget=Budget(
             seed=seed_of(PROTOCOL, data.id, cell.repetition.fold, cell.repetition.repetition),
+            device=cell.device,
             seconds=seconds,
         ),
         dataset=data.id,
@@ -62,8 +63,8 @@ class Asked:
 
 def asked(cell: Cell, part: Part) -> Asked:
     """Return what a cell asks of a part; queries are the same for every budget and method."""
-    n_val = cell.n_train if part == "validation" else "all"
-    return _asked(cell.prepared.data, cell.split, part, cell.n_users, n_val)
+    n_val = cell.fit.n_train if part == "validation" else "all"
+    return _asked(cell.prepared.data, cell.split, part, cell.fit.n_users, n_val)
 
 
 @lru_cache(maxsize=64)

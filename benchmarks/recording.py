@@ -72,7 +72,7 @@ def write_cell(folder: ResultsFolder, cell: Cell, outcome: Outcome) -> list[RunR
     if outcome.answer is not None and "validation/margin" in outcome.answer.arrays:
         name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, fit_key)
         validation = folder.write_margins(name, columns_of(outcome.answer, "validation", cell, "validation"))
-    for task in cell.tasks:
+    for task in cell.fit.tasks:
         key = record_key(fit_key, task.regime, task.n_support)
         margins = None
         if outcome.answer is not None:
@@ -91,8 +91,8 @@ def _record(
 ) -> RunRecord:
     data, spec, split = cell.prepared.data, cell.method.cls.spec, cell.split
     said = data.comparisons.take(asked(cell, task.regime).rows)
-    train = split.train(cell.n_train, cell.n_users, cell.imbalance)
-    trained = split.seen if cell.n_users == "all" else split.seen[: cell.n_users]
+    train = split.train(cell.fit.n_train, cell.fit.n_users, cell.fit.imbalance)
+    trained = split.seen if cell.fit.n_users == "all" else split.seen[: cell.fit.n_users]
     support = None if task.n_support is None else mean_units(data, split.support(task.n_support), split.unseen)
     return RunRecord(
         protocol=PROTOCOL,
@@ -112,22 +112,23 @@ def _record(
             name=data.id,
             sha256=cell.prepared.digest,
             encoder=cell.prepared.plan.encoder,
+            encoder_revision=cell.prepared.encoder_revision,
             licence=data.card.licence,
         ),
         split=SplitPart(
             fold=split.fold,
             draw=split.draw,
             regime=task.regime,
-            n_train=cell.n_train,
+            n_train=cell.fit.n_train,
             n_support=task.n_support,
             n_users=len(trained),
-            imbalance="zipf" if cell.imbalance else None,
+            imbalance="zipf" if cell.fit.imbalance else None,
             n_train_mean=round(mean_units(data, train, trained), 6),
             n_support_mean=None if support is None else round(support, 6),
             sha256=split.digest,
         ),
         seed=cell.repetition.seed,
-        control="user_shuffle" if cell.control else None,
+        control="user_shuffle" if cell.fit.control else None,
         status=outcome.status,
         reason=outcome.reason,
         counts=Counts(
@@ -135,8 +136,12 @@ def _record(
         ),
         margins=margins,
         cost=Cost.model_validate(outcome.answer.cost) if outcome.answer else Cost(),
-        environment=environment(),
+        environment=environment(_worked_on(cell, outcome)),
         source=source(),
     )
 
 
+def _worked_on(cell: Cell, outcome: Outcome) -> str:
+    """Return the device that a cell's costs are of: one that could use a GPU and did not has worked on the CPU."""
+    unused = outcome.answer is not None and outcome.answer.cost.get("peak_device_bytes") is None
+    return "cpu" if unused else cell.device

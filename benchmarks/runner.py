@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.cells import Cell, Prepared, method_entries, plan_cells
+from benchmarks.cells import Cell, MethodEntry, Prepared, method_entries, plan_cells, runnable, without_model
 from benchmarks.executor import Limits, LocalExecutor, Outcome
-from benchmarks.meters import source
+from benchmarks.meters import must_be_there, source
 from benchmarks.payloads import build_payload
 from benchmarks.recording import StandingRecords, write_cell
 from benchmarks.suites import DatasetPlan, Suite
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, HetprefError, RequestError
 from datasets_registry.protocol import PROTOCOL
-from leaderboard.records import record_key
+from leaderboard.records import RunRecord, record_key
 from leaderboard.store import ResultsFolder, read_record
 
 
@@ -52,13 +52,18 @@ class Progress(Protocol):
 
 @dataclass(slots=True)
 class Summary:
-    """How a run ended."""
+    """How a run ended.
+
+    `unavailable` tells why a dataset or method could not be had, which is a failure; `unsuited` why a method was left
+    out on a dataset that it is not made for, by (method, dataset), which is none.
+    """
 
     planned: int = 0
     found: int = 0
     executed: int = 0
     failed: list[str] = field(default_factory=list[str])
     unavailable: dict[str, str] = field(default_factory=dict[str, str])
+    unsuited: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
 
     @property
     def exit_code(self) -> int:
@@ -67,7 +72,11 @@ class Summary:
 
 
 def run_suite(suite: Suite, out: Path, options: Options, progress: Progress) -> Summary:
-    """Run a suite into `out`; raises RequestError when `out` holds results of another protocol or suite."""
+    """Run a suite into `out`.
+
+    Raises RequestError when this machine lacks the suite's device, or `out` holds results of another protocol or suite.
+    """
+    must_be_there(suite.device)
     summary = Summary()
     folder = ResultsFolder(out)
     with _claimed(out, suite):
@@ -80,20 +89,28 @@ def _run_cells(
     suite: Suite, folder: ResultsFolder, cells: list[Cell], options: Options, progress: Progress, summary: Summary
 ) -> None:
     todo: list[Cell] = []
+    elsewhere = 0
     for cell in cells:
-        standing = None if options.fresh else _standing(folder, cell)
-        if standing is None or (options.retry_failed and standing != "ok"):
+        standing = [] if options.fresh else _standing(folder, cell)
+        status = next((r.status for r in standing if r.status != "ok"), "ok")
+        if not standing or (options.retry_failed and status != "ok"):
             todo.append(cell)
-        elif standing != "ok":
-            summary.failed.append(f"{cell.title}: {standing} in an earlier run")
+            continue
+        if status != "ok":
+            summary.failed.append(f"{cell.title}: {status} in an earlier run")
+        kind = standing[0].environment.device_class.partition("-")[0]
+        elsewhere += "backbone" in cell.method.cls.spec.needs and kind != suite.device.partition(":")[0]
     summary.planned, summary.found = len(cells), len(cells) - len(todo)
     progress.planned(len(cells), summary.found)
+    if elsewhere:
+        progress.note(f"{elsewhere} of these were not measured on {suite.device}; --fresh measures them there")
     _write_manifests(folder.root, {id(c.prepared): c.prepared for c in cells}.values())
     if not todo:
         return
     limits = Limits(suite.time_limit_s, suite.memory_limit_mb << 20)
     standing_records = StandingRecords(folder)
-    with LocalExecutor(options.jobs, limits) as executor:
+    models = any("backbone" in cell.method.cls.spec.needs for cell in todo)
+    with LocalExecutor(options.jobs, limits, ["benchmarks.preload_models"] if models else []) as executor:
         for cell, outcome in executor.run(_tickets(todo, limits)):
             for record in write_cell(folder, cell, outcome):
                 standing_records.supersede(record)
@@ -112,8 +129,11 @@ def planned_cells(
     summary.unavailable.update(unavailable)
     cells: list[Cell] = []
     for plan in suite.datasets:
+        leave_out(plan, entries, progress, summary)
+        if not runnable(entries, plan, truth=True):
+            continue
         try:
-            ready = prepare(plan, progress)
+            ready = prepare(plan, progress, entries)
             cells += plan_cells(suite, ready, entries)
         except RequestError:
             raise
@@ -124,18 +144,39 @@ def planned_cells(
     return sorted(cells, key=lambda c: c.repetition.seed)
 
 
-def prepare(plan: DatasetPlan, progress: Progress) -> Prepared:
-    """Load a dataset, refuse it if its format leaks the answer, and make its features."""
+def leave_out(plan: DatasetPlan, entries: list[MethodEntry], progress: Progress, summary: Summary) -> None:
+    """Say which methods a dataset is run without, because they train inside a text model and its encoder has none."""
+    for entry in entries:
+        at = entry.cls.spec.name, plan.name
+        why = without_model(entry, plan)
+        if why is not None and at not in summary.unsuited:
+            summary.unsuited[at] = why
+            progress.note(f"{plan.name} is run without {at[0]}: {why}")
+
+
+def prepare(plan: DatasetPlan, progress: Progress, entries: list[MethodEntry] | None = None) -> Prepared:
+    """Load a dataset, refuse it if its format leaks the answer, and make its features if a method reads them.
+
+    `entries` are the methods of the suite; None stands for some that read features. Where none does, a text encoder
+    (which may be a model of billions of parameters) is not run: the texts, the positions and the prompts are probed as
+    ever, and only the probe of the norm of features is left out, since nobody is handed these features. A gain has
+    pooled Bradley-Terry as its reference, which reads them, so that no gain is stated where that probe was not made.
+    """
     from datasets_registry import load
+    from datasets_registry.encoders import ENCODERS, find_encoder
     from datasets_registry.features import features_path
     from datasets_registry.probes import checked_probe
 
     progress.note(f"preparing {plan.name} with {plan.encoder}")
     data = load(plan.name)
-    report = checked_probe(data, plan.encoder)
+    some = None if entries is None else runnable(entries, plan, truth=data.truth is not None)
+    read = some is None or any("features" in e.cls.spec.needs for e in some)
+    report = checked_probe(data, plan.encoder) if read else checked_probe(data)
     if report.refusals:
         raise DataError(f"{data.id} is refused by the format probe: {'; '.join(report.refusals)}")
-    return Prepared(plan, data, data.digest, features_path(data, plan.encoder))
+    features = features_path(data, plan.encoder) if read else None
+    moving = plan.encoder not in ENCODERS
+    return Prepared(plan, data, data.digest, features, find_encoder(plan.encoder).revision if moving else None)
 
 
 def _tickets(todo: list[Cell], limits: Limits) -> Iterator[tuple[Cell, Callable[[], Any]]]:
@@ -196,15 +237,15 @@ def _write_manifests(out: Path, prepared: Iterable[Prepared]) -> None:
                 write_atomically(path, (json.dumps(split.manifest(), indent=1, sort_keys=True) + "\n").encode())
 
 
-def _standing(folder: ResultsFolder, cell: Cell) -> str | None:
-    """Return how a cell ended if every record of it stands whole in the folder with its margins, else None."""
+def _standing(folder: ResultsFolder, cell: Cell) -> list[RunRecord]:
+    """Return the records of a cell if every one of them stands whole in the folder with its margins, else none."""
     fit_key = cell.fit_key
-    status = "ok"
-    for task in cell.tasks:
+    records: list[RunRecord] = []
+    for task in cell.fit.tasks:
         key = record_key(fit_key, task.regime, task.n_support)
         path = folder.record_path(cell.prepared.data.id, cell.method.cls.spec.name, key)
         if not path.exists():
-            return None
+            return []
         try:
             record = read_record(path)
             if record.margins is not None:
@@ -212,9 +253,8 @@ def _standing(folder: ResultsFolder, cell: Cell) -> str | None:
                 if record.margins.validation is not None:
                     folder.read_margins(record.margins.validation)
         except DataError:
-            return None
+            return []
         if record.source.dirty and not source().dirty:
-            return None  # measured on uncommitted changes, which are committed or gone now
-        if record.status != "ok":
-            status = record.status
-    return status
+            return []  # measured on uncommitted changes, which are committed or gone now
+        records.append(record)
+    return records

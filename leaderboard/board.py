@@ -17,10 +17,10 @@ import numpy as np
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, HetprefError, RequestError, printable
 from datasets_registry.protocol import PROTOCOL
+from leaderboard.entrant_labels import labeller
 from leaderboard.kernel_summaries import summarised
 from leaderboard.kernels import gather_kernels
 from leaderboard.labels import Labels
-from leaderboard.panel import Entrant
 from leaderboard.ranking import Labeller, Scored, headlines, overall, place, score
 from leaderboard.rows import COSTS, CostRow, Failure, Leaderboard, RecordsDigest, Row, Skipped, rounded
 from leaderboard.scoring import Gathered, Located, gather, panels
@@ -103,7 +103,7 @@ def build_board(
         given = ", ".join(str(f) for f in folders)
         expected = "records/<dataset>/<method>/<key>.json or kernels/*.json"
         raise RequestError(f"there are no records in {given}: expected {expected}")
-    labelled = labeller([each.entrant for each in gathered.located])
+    labelled = labeller((each.entrant, each.record.method.config) for each in gathered.located)
     shown = headlines([e.setting for e in gathered.located])
     scored = Scored()
     for panel in panels(gathered, labels):
@@ -152,26 +152,6 @@ def row_order(row: Row) -> tuple[Any, ...]:
     rank = row.rank.value if row.rank else 1 << 30
     table = (row.dataset, row.encoder, row.regime, row.imbalance or "", *budgets)
     return (*table, row.tier or 1 << 30, rank, -(row.acc_macro.value or 0.0), row.label)
-
-
-def labeller(entrants: Sequence[Entrant]) -> Labeller:
-    """Return how entrants are labelled: by name, and by distribution, version, configuration where it has several."""
-    variants: dict[str, set[Entrant]] = defaultdict(set)
-    for each in entrants:
-        variants[each.method].add(dataclasses.replace(each, control=None))
-
-    def label(entrant: Entrant) -> str:
-        same = variants[entrant.method]
-        name = entrant.method
-        if len({e.dist for e in same}) > 1:
-            name += f" [{entrant.dist[:40]}]"
-        if len({e.version for e in same}) > 1:
-            name += f" {entrant.version}"
-        if len({e.config_sha256 for e in same}) > 1:
-            name += f" #{entrant.config_sha256[:8]}"
-        return f"{name} ({entrant.control.replace('_', ' ')})" if entrant.control else name
-
-    return label
 
 
 def dataset_card(name: str, labels: Labels) -> dict[str, Any]:

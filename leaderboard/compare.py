@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets_registry.errors import RequestError, unknown
 from datasets_registry.protocol import Count
-from leaderboard.board import labeller
+from leaderboard.entrant_labels import labeller
 from leaderboard.labels import Labels, Reals
 from leaderboard.metrics import estimated
 from leaderboard.panel import POOLED, Panel, Setting
@@ -54,7 +54,7 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
             f"results folder {str(results)!r} does not exist. Make one: hetpref run quick --out {results}"
         )
     gathered = gather([results], labels)
-    labelled = labeller([e.entrant for e in gathered.located])
+    labelled = labeller((e.entrant, e.record.method.config) for e in gathered.located)
     known = sorted({labelled(e.entrant) for e in gathered.located})
     for name in (first, second):
         if name not in known:

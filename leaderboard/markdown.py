@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from datasets_registry.errors import RequestError, printable
+from leaderboard.cost_tables import cost_section
 from leaderboard.kernel_tables import END as KERNELS_END
 from leaderboard.kernel_tables import START as KERNELS_START
 from leaderboard.kernel_tables import kernel_sections, kernel_text, kernels_block
-from leaderboard.rows import CostRow, Curve, Failure, Interval, Leaderboard, Row, Skipped
+from leaderboard.rows import Curve, Failure, Interval, Leaderboard, Row, Skipped
 from leaderboard.table_cells import escaped, number, table_line
 
 START, END = "<!-- hetpref results -->", "<!-- /hetpref results -->"
@@ -59,7 +60,7 @@ def markdown(board: Leaderboard) -> str:
         parts += [f"## {dataset}, {regime} people", "", _caption(rows[0], encoder), "", *_table(rows, budget), ""]
         curves = [c for c in board.curves if (c.dataset, c.encoder, c.regime) == (dataset, encoder, regime)]
         parts += _curve_table(curves, rows[0])
-    parts += _cost_section(board) + kernel_sections(board) + _flags(board, escaped)
+    parts += cost_section(board) + kernel_sections(board) + _flags(board, escaped)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -273,29 +274,6 @@ def _curve_table(curves: Sequence[Curve], headline: Row) -> list[str]:
         if len(found) > 1:
             out.append(table_line((escaped(curve.label), *(number(found.get(n)) for n in names))))
     return [*out, ""]
-
-
-def _cost_section(board: Leaderboard) -> list[str]:
-    headline = {(r.label, r.dataset, r.encoder, r.regime, r.n_train, r.n_support) for r in board.rows if r.headline}
-    shown = [c for c in board.costs if (c.label, c.dataset, c.encoder, c.regime, c.n_train, c.n_support) in headline]
-    if not shown:
-        return []
-    head = ("device class", "dataset", "regime", "method", "fit s", "adapt ms per person", "comparisons per s")
-    head = (*head, "parameters", "per person", "state bytes per person")
-    out = ["## Costs", "", "Medians over seeds; compare them only within one device class.", "", table_line(head)]
-    out.append(table_line("---" if i < 4 else "---:" for i in range(len(head))))
-    for c in sorted(shown, key=lambda c: (c.device_class, c.dataset, c.encoder, c.regime, c.label)):
-        out.append(
-            table_line((escaped(c.device_class), escaped(c.dataset), c.regime, escaped(c.label), *cost_cells(c)))
-        )
-    return [*out, ""]
-
-
-def cost_cells(c: CostRow) -> list[str]:
-    """Return the cost columns as text."""
-    adapt = None if c.adapt_s_per_user is None else 1000 * c.adapt_s_per_user
-    cells = [number(c.fit_s, ".3g"), number(adapt, ".3g"), number(c.comparisons_per_s, ",.0f")]
-    return cells + [number(v, ",.0f") for v in (c.trained_params, c.params_per_user, c.state_bytes_per_user)]
 
 
 def failure_lines(failures: Sequence[Failure]) -> list[str]:

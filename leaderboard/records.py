@@ -21,7 +21,7 @@ _TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]*$"
 MAX_DEPTH = 20
 MAX_COUNT = 2**53
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+-]*$", max_length=64)]
 DatasetId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*@[0-9]+(\+[a-z_]+=[A-Za-z0-9.-]+)*$", max_length=160)]
 _SEGMENT = r"[A-Za-z0-9@+=_-][A-Za-z0-9@+=._-]*"  # never "..", never hidden, never absolute
 RelativePath = Annotated[str, Field(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$", max_length=300)]
@@ -82,11 +82,15 @@ class MethodPart(Part):
 
 
 class DatasetPart(Part):
-    """Which dataset, by versioned id and content digest, seen through which encoder."""
+    """Which dataset, by versioned id and content digest, seen through which encoder.
+
+    `encoder_revision` is the commit or digest of an encoder whose id does not pin it; null for all others.
+    """
 
     name: DatasetId
     sha256: Sha256
     encoder: Text
+    encoder_revision: Text | None = None
     licence: Text
 
 
@@ -137,11 +141,16 @@ class Margins(FileRef):
 
 
 class Cost(Part):
-    """What it cost, on the device of `environment`."""
+    """What it cost, on the device of `environment`.
+
+    `comparisons_per_s` is of answering queries; `train_comparisons_per_s` of fitting, every pass over a comparison
+    counted, and null for methods that do not tell how many they learned from.
+    """
 
     fit_s: Amount | None = None
     adapt_s_per_user: Amount | None = None
     comparisons_per_s: Amount | None = None
+    train_comparisons_per_s: Amount | None = None
     trained_params: Count | None = None
     params_per_user: Amount | None = None
     state_bytes_per_user: Amount | None = None

@@ -16,12 +16,14 @@ COSTS = (
     "fit_s",
     "adapt_s_per_user",
     "comparisons_per_s",
+    "train_comparisons_per_s",
     "trained_params",
     "params_per_user",
     "state_bytes_per_user",
     "peak_device_bytes",
     "peak_rss_delta_bytes",
 )
+RARE_COSTS = frozenset({"train_comparisons_per_s"})
 # One short line of printable ASCII, not blank and with no space at its ends: nothing that looks like another name.
 KernelName = Annotated[
     str,
@@ -179,7 +181,7 @@ class Overall(Shape):
 class CostRow(Place):
     """What a row cost: the median over seeds on one device class, null where nobody measured it.
 
-    Not compared across classes.
+    Not compared across classes. A cost that few methods tell is left out of the file where it is null.
     """
 
     device_class: Text
@@ -189,11 +191,16 @@ class CostRow(Place):
     fit_s: float | None = None
     adapt_s_per_user: float | None = None
     comparisons_per_s: float | None = None
+    train_comparisons_per_s: float | None = None
     trained_params: float | None = None
     params_per_user: float | None = None
     state_bytes_per_user: float | None = None
     peak_device_bytes: float | None = None
     peak_rss_delta_bytes: float | None = None
+
+    @model_serializer
+    def _what_was_measured(self) -> dict[str, Any]:
+        return {name: value for name, value in dict(self).items() if value is not None or name not in RARE_COSTS}
 
 
 class Failure(Place):

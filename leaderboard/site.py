@@ -7,6 +7,7 @@ import re
 from typing import Any, cast
 
 from datasets_registry.errors import printable
+from leaderboard.cost_tables import cost_columns, several_encoders
 from leaderboard.kernel_plots import left_out
 from leaderboard.kernel_summaries import best_rival
 from leaderboard.kernel_tables import (
@@ -25,7 +26,6 @@ from leaderboard.markdown import (
     READING,
     bracketed,
     budgets_at_gain,
-    cost_cells,
     failure_lines,
     measured,
     notes,
@@ -78,7 +78,8 @@ def site(board: Leaderboard) -> str:
         at_gain=budgets_at_gain(board),
         failures=failure_lines(board.failures),
         skipped=skipped_lines(board.skipped),
-        cost_cells=cost_cells,
+        cost_columns=cost_columns(board.costs),
+        several=several_encoders(board.costs),
         whisker=whisker,
         slug=slug,
         reading=READING.replace("`", "").replace("*", ""),

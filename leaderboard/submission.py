@@ -41,8 +41,9 @@ class Submission:
             )
             budget = f"n_train {row.n_train}" + (f", n_support {row.n_support}" if row.n_support is not None else "")
             flag = f" ({row.badge})" if row.badge == "reported" else ""
+            named = "" if row.label == row.method else f"{row.label}: "
             out.append(
-                f"{row.dataset}, {row.regime}, {budget}: {place}{flag}, accuracy {bracketed(row.acc_macro)}, "
+                f"{named}{row.dataset}, {row.regime}, {budget}: {place}{flag}, accuracy {bracketed(row.acc_macro)}, "
                 f"gain {bracketed(row.gain, '+.3f')}"
             )
         if self.refusals:

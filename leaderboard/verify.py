@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from datasets_registry.encoders import ENCODERS
 from datasets_registry.errors import HetprefError, RequestError
 from datasets_registry.protocol import FOLDS, N_SUPPORT_GRID, N_TRAIN_GRID, PROTOCOL
+from datasets_registry.text_models import has_text_model
 from leaderboard.kernels import MAX_KERNEL_FILES, read_kernel_file
 from leaderboard.labels import Labels, Query, affordable
 from leaderboard.panel import BUILT_IN
@@ -203,8 +204,9 @@ def _identity(name: str, path: Path, record: RunRecord, report: _Report) -> None
         report(name, "path", "/".join(path.parts[-3:]), "/".join(place))
     if (key := record_key(record.fit_key, record.split.regime, record.split.n_support)) != record.key:
         report(name, "key", record.key, f"the hash of fit_key, regime and n_support, {key}")
-    if record.dataset.encoder not in ENCODERS:
-        report(name, "dataset.encoder", record.dataset.encoder, f"one of {', '.join(sorted(ENCODERS))}")
+    if record.dataset.encoder not in ENCODERS and not has_text_model(record.dataset.encoder):
+        known = f"one of {', '.join(sorted(ENCODERS))}, or a model of the hub"
+        report(name, "dataset.encoder", record.dataset.encoder, known)
     ours = method.dist == BUILT_IN and method.name != "pooled-bt"
     if ours and method.role != (role := "control" if method.name in _CONTROLS else "method"):
         report(name, "method.role", method.role, f"{role}, as {method.name} of {BUILT_IN} is")

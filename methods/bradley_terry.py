@@ -131,20 +131,27 @@ def feature_scale(world: World, table: Comparisons) -> Float32:
     return np.where(size > 0, 1.0 / np.maximum(size, floor or 1.0), 0.0).astype(np.float32)
 
 
+def person_keys(histories: Histories) -> NDArray[np.uint64]:
+    """Return a key per person, uint64 [n_users], of what they compared and not of a row number; 0 for no comparison."""
+    table = histories.table
+    low = np.minimum(table.first, table.second).astype(np.uint64)
+    high = np.maximum(table.first, table.second).astype(np.uint64)
+    said = histories.lengths > 0
+    starts = histories.offsets[:-1][said]
+    key = np.zeros(len(histories), np.uint64)
+    if len(starts):
+        key[said] = np.add.reduceat(mix(low + np.uint64(1), high + np.uint64(1)), starts)
+    return key
+
+
 def person_draws(pairs: Pairs, k: int, seed: int) -> Float64:
-    """Return normal draws, float64 [n_users, k], that belong to what a person compared and not to a row number.
+    """Return normal draws, float64 [n_users, k], that belong to what a person compared (`person_keys`).
 
     So neither renaming people nor another order of them changes a fit that starts from the draws.
     """
     from scipy.special import ndtri
 
-    table = pairs.histories.table
-    low = np.minimum(table.first, table.second).astype(np.uint64)
-    high = np.maximum(table.first, table.second).astype(np.uint64)
-    starts = pairs.offsets[:-1][pairs.histories.lengths > 0]
-    key = np.zeros(pairs.n_users, np.uint64)
-    if len(starts):
-        key[pairs.histories.lengths > 0] = np.add.reduceat(mix(low + np.uint64(1), high + np.uint64(1)), starts)
+    key = person_keys(pairs.histories)
     salt = np.array([seed_of("person-draws", seed, column) for column in range(k)], np.uint64)
     draws = mix(np.repeat(key[:, None], k, 1), np.repeat(salt[None], pairs.n_users, 0))
     return ndtri(((draws >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53)

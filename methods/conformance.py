@@ -22,6 +22,7 @@ from methods.interface import Array, Budget, Histories, Method, MethodSpec, User
 Status = Literal["passed", "failed", "expected-failure", "skipped"]
 BUDGET = Budget(seed=7, trials=4)
 _SEEN, _NEW, _ITEMS, _D = 12, 4, 48, 6
+_BACKBONE = "tiny-bert@1"  # random weights, made on the spot
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def small_stage(spec: MethodSpec, rows: Array | None = None, *, zero: bool = Fal
         items=items,
         n_users=len(placed),
         features=_frozen(features.copy()) if "features" in spec.needs else None,
-        encoder="tabular@1" if "features" in spec.needs else None,
+        encoder="tabular@1" if "features" in spec.needs else _BACKBONE if "backbone" in spec.needs else None,
         user_metadata={"group": tuple("ab"[row % 2] for row in range(len(placed)))}
         if "user-metadata" in spec.needs
         else None,

@@ -23,16 +23,16 @@ from datasets_registry.records import Comparisons, Float32, Items, Truth
 Array = NDArray[Any]
 Level = Literal["feature", "backbone", "prompt"]
 Adaptation = Literal["none", "lookup", "closed-form", "in-context", "gradient"]
-Need = Literal["features", "user-metadata", "truth"]
+Need = Literal["features", "backbone", "user-metadata", "truth"]
 
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
     """What a method is, for listings, cards and the harness.
 
-    `needs`: "features" (an encoder's output), "user-metadata", "truth" (granted to built-in controls on simulated data
-    only). `scoring`: pairwise judges have their margins averaged over both orders by the harness. A `control` stands in
-    every table and is never ranked. `expected_failures` maps a conformance check to the reason why it cannot hold.
+    `needs`: "features" (an encoder's output), "backbone" (an encoder's own model, to train in), "user-metadata",
+    "truth" (granted to built-in controls on simulated data only). `scoring`: pairwise judges have their margins averaged
+    over both orders by the harness. A `control` stands in every table and is never ranked. `expected_failures` maps a conformance check to the reason why it cannot hold.
     """
 
     name: str
@@ -68,7 +68,8 @@ class Budget:
 class World:
     """Everything a method may look at besides the comparisons it is handed; no label is in it.
 
-    features: float32 [n_items, d], memory-mapped and read-only, or None when the method does not need them.
+    features: float32 [n_items, d], memory-mapped and read-only, or None when the method does not need them. `encoder`
+    is the id of the encoder that features come from, and whose model a backbone method trains in.
     """
 
     dataset: str
@@ -229,6 +230,15 @@ class Method(ABC):
     def n_trained(self) -> int:
         """Return the number of trained shared parameters; override where a table of users is among them."""
         return sum(a.size for a in self._learned_arrays().values() if a.dtype.kind == "f")
+
+    @property
+    def comparisons_trained(self) -> int | None:
+        """Return how many comparisons `fit` learned from, each counted once per pass; None if not told."""
+        return None
+
+    def memory_estimate(self, encoder: str, n_users: int) -> Mapping[str, int] | None:
+        """Return the bytes that a fit on `n_users` people will take on its device, by part; None if it is not told."""
+        return None
 
     def _learned_arrays(self) -> dict[str, Array]:
         arrays = {k: cast(Array, v) for k, v in self.learned().items() if isinstance(v, np.ndarray)}

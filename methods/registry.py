@@ -23,8 +23,8 @@ from methods.interface import Method, MethodSpec
 
 GROUP = "hetpref.methods"
 # Names are folders of results and parts of module names.
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-NAMES = "1 to 64 small letters, digits and hyphens, starting with a letter or digit, for instance 'my-method'"
+NAME = re.compile(r"[a-z0-9][a-z0-9+-]{0,63}")
+NAMES = "1 to 64 small letters, digits, hyphens and +, starting with a letter or digit, for instance 'my-method'"
 _BUILT_IN: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
 

@@ -117,7 +117,7 @@ def scaffold(name: str, folder: Path, *, plugin: bool = False) -> list[Path]:
         "MODULE": module,
         "GROUP": GROUP,
         "CLASS": _class_name(name),
-        "TITLE": name.replace("-", " ").capitalize(),
+        "TITLE": re.sub("[+-]+", " ", name).strip().capitalize(),
         "NAME": name,
     }
     if present := [str(path) for path in written if path.exists()]:
@@ -134,7 +134,7 @@ def scaffold(name: str, folder: Path, *, plugin: bool = False) -> list[Path]:
 
 
 def _module_name(name: str, plugin: bool) -> str:
-    part = name.replace("-", "_")
+    part = re.sub("[+-]", "_", name)
     if plugin:
         return f"hetpref_{part}"
     bad = keyword.iskeyword(part) or part[0].isdigit() or _DEVICES.fullmatch(part)

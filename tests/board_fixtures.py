@@ -136,7 +136,8 @@ class Bench:
         rows = parted.query(regime)
         mean_train = mean_units(data, parted.train(n_train), parted.seen)
         had = mean_train if regime == "seen" else n_support
-        fit_key = canonical_sha256([name, dataset, seed, n_train, parts.get("control"), parts.get("config")])
+        told = [parts.get(key) for key in ("control", "config", "encoder")]
+        fit_key = canonical_sha256([name, dataset, seed, n_train, *told])
         key = record_key(fit_key, regime, n_support)
         margins = None
         if status == "ok":
@@ -165,7 +166,9 @@ class Bench:
                 config=config,
                 config_sha256=canonical_sha256(config),
             ),
-            dataset=DatasetPart(name=dataset, sha256=content, encoder="tabular@1", licence="none"),
+            dataset=DatasetPart(
+                name=dataset, sha256=content, encoder=parts.get("encoder", "tabular@1"), licence="none"
+            ),
             split=SplitPart(
                 fold=at.fold,
                 draw=0,
@@ -183,7 +186,12 @@ class Bench:
             reason=None if status == "ok" else "ValueError: made to fail",
             counts=Counts(users=1, units=1, comparisons=len(rows)),
             margins=margins,
-            cost=Cost(fit_s=parts.get("fit_s", 1.0), params_per_user=4.0),
+            cost=Cost(
+                fit_s=parts.get("fit_s", 1.0),
+                params_per_user=4.0,
+                train_comparisons_per_s=parts.get("train_comparisons_per_s"),
+                peak_device_bytes=parts.get("peak_device_bytes"),
+            ),
             environment=Environment(
                 python="3.11", packages={}, device="cpu", device_class="cpu-x86_64", dtype="float32", threads=1
             ),

@@ -16,11 +16,11 @@ from leaderboard.compare import compare
 from leaderboard.markdown import END, START, renew_readme
 from leaderboard.metrics import METRICS
 from leaderboard.publish import publish
-from leaderboard.records import canonical_sha256
-from leaderboard.rows import CostRow, Leaderboard
+from leaderboard.rows import RARE_COSTS, CostRow, Leaderboard
 from leaderboard.schema import FOLDER, MODELS, schema_text
 from leaderboard.scoring import gather, panels
 from leaderboard.statistics import interval
+from leaderboard.submission import submit
 
 CARDS = [{"name": "shrunk", "title": "Shrunk", "equation": "theta"}, {"name": "not-here", "title": "x"}]
 needs_site = pytest.mark.skipif(importlib.util.find_spec("vl_convert") is None, reason="vl-convert is not installed")
@@ -165,16 +165,6 @@ def test_a_dirty_tree_is_at_most_reported_and_not_ranked(bench, tmp_path):
     assert (draft["badge"], draft["tier"]) == ("reported", 1)
 
 
-def test_configurations_of_one_method_are_told_apart(bench, tmp_path):
-    other = Bench(tmp_path / "r", data=bench.data, n_train=("all",), n_support=())
-    other.run({"pooled-bt": pooled})
-    other.run({"shrunk": shrunk}, config={"rank": 1})
-    other.run({"shrunk": oracle}, config={"rank": 2})
-    labels = {r["label"] for r in rows_of(build_board([other.root], (), bench.labels))}
-    wanted = {f"shrunk #{canonical_sha256({'rank': n})[:8]}" for n in (1, 2)}
-    assert labels == {"pooled-bt", *wanted}
-
-
 def test_several_datasets_give_overall_means(tmp_path):
     data = {"made@1": made(n_users=30, n_units=25), "other@1": made("other@1", n_users=30, n_units=25, seed=5)}
     other = Bench(tmp_path / "r", data=data, n_train=("all",), n_support=(), seeds=2)
@@ -194,7 +184,72 @@ def test_the_file_satisfies_its_schema(board):
 def test_a_cost_that_nobody_measured_is_null(board):
     rows = json.loads(board.to_json())["costs"]
     assert rows
-    assert all(set(row) == set(CostRow.model_fields) for row in rows)
+    assert all(set(row) == set(CostRow.model_fields) - RARE_COSTS for row in rows)
+
+
+def test_a_cost_that_few_tell_is_there_where_it_is_told(bench, board, tmp_path):
+    other = Bench(tmp_path / "r", data=bench.data, n_train=("all",), n_support=())
+    other.run({"pooled-bt": pooled})
+    other.run({"shrunk": shrunk}, train_comparisons_per_s=1234.5, peak_device_bytes=3 << 20)
+    built = build_board([other.root], (), bench.labels)
+    told = {row["label"]: row.get("train_comparisons_per_s") for row in json.loads(built.to_json())["costs"]}
+    assert told == {"pooled-bt": None, "shrunk": 1234.5}
+    assert Leaderboard.model_validate_json(built.to_json()) == built.leaderboard
+    head = next(line for line in built.to_markdown().splitlines() if line.startswith("| device class"))
+    assert head == (
+        "| device class | dataset | regime | method | fit s | trained comparisons per s | per person | device MiB |"
+    )
+    (row,) = (line for line in built.to_markdown().splitlines() if "| made@1 | seen | shrunk |" in line)
+    assert row.endswith("| 1 | 1,234.5 | 4 | 3 |")
+    assert "trained comparisons" not in board.to_markdown()
+
+
+def test_a_dataset_seen_through_two_encoders_says_which_in_the_costs(bench, tmp_path):
+    other = Bench(tmp_path / "r", data=bench.data, n_train=("all",), n_support=(), seeds=1)
+    for encoder in ("tabular@1", "minilm-l6@1"):
+        other.run({"pooled-bt": pooled, "shrunk": shrunk}, encoder=encoder)
+    built = build_board([other.root], (), bench.labels)
+    lines = [line for line in built.to_markdown().splitlines() if line.startswith("| cpu-x86")]
+    for encoder in ("tabular@1", "minilm-l6@1"):
+        assert sum(f"made@1 ({encoder})" in line for line in lines) == 2
+    assert len({c.encoder for c in built.leaderboard.curves}) == 2
+
+
+@needs_site
+def test_the_page_says_which_encoder_where_there_are_two(bench, tmp_path):
+    from leaderboard.site import site
+
+    other = Bench(tmp_path / "r", data=bench.data, n_train=("all",), n_support=(), seeds=1)
+    other.run({"pooled-bt": pooled})
+    assert "<th>Encoder</th>" not in site(build_board([other.root], (), bench.labels).leaderboard)
+    other.run({"pooled-bt": pooled}, encoder="minilm-l6@1")
+    page = site(build_board([other.root], (), bench.labels).leaderboard)
+    assert "<th>Encoder</th>" in page
+    assert "<td>minilm-l6@1</td>" in page
+
+
+def test_a_name_with_a_plus_goes_everywhere_a_name_goes(bench, tmp_path):
+    name = "lora-global+local-a"
+    other = Bench(tmp_path / "r", data=bench.data)
+    other.run({"pooled-bt": pooled, name: shrunk})
+    built = build_board([other.root], [{"name": name, "title": "Global and local"}], bench.labels)
+    assert {r.label for r in built.leaderboard.rows} == {"pooled-bt", name}
+    assert f"| {name} |" in built.to_markdown()
+    assert name in built.to_text()
+    out = tmp_path / "out"
+    built.write(out)
+    assert read_board(out) == built.leaderboard
+    if (out / "site").exists():
+        page = (out / "site" / "index.html").read_text()
+        assert f"hetpref run quick --methods {name},pooled-bt" in page
+        assert {p.suffix for p in (out / "plots").iterdir()} == {".svg", ".png"}
+    assert publish(out, str(tmp_path / "public"))
+    (*_, overall) = compare(name, "pooled-bt", other.root, bench.labels)
+    assert overall.dataset == "overall"
+    submitted = submit(name, other.root, tmp_path / "submissions" / name, bench.labels)
+    assert list(submitted.folder.glob(f"records/*/{name}/*.json"))
+    assert submitted.rows
+    assert not {"path", "name", "manifest", "margins.path", "method.name"} & {r.field for r in submitted.refusals}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

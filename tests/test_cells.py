@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from benchmarks import code_digest
 from benchmarks.cells import MethodEntry, plan_cells
 from benchmarks.code_digest import source_sha256
-from benchmarks.runner import prepare
+from benchmarks.payloads import build_payload
+from benchmarks.runner import Options, Summary, planned_cells, prepare
 from benchmarks.suites import DatasetPlan, MethodPlan, Suite
+from datasets_registry.probes import probe
 from leaderboard.records import record_key
 from methods.registry import find
 
@@ -29,7 +32,7 @@ def cells():
 
 
 def test_keys_are_distinct_and_repeatable(cells):
-    keys = [record_key(c.fit_key, t.regime, t.n_support) for c in cells for t in c.tasks]
+    keys = [record_key(c.fit_key, t.regime, t.n_support) for c in cells for t in c.fit.tasks]
     assert len(set(keys)) == len(keys) == 2 * 2 * 2 * 3
     assert [c.fit_key for c in cells] == [c.fit_key for c in cells]
 
@@ -71,3 +74,116 @@ def test_the_kernels_count_for_methods_that_use_them(tmp_path, monkeypatch):
     own = {p.name for p in code_digest._own_files("uses_kernels")}
     assert own >= {"uses_kernels.py", "operation.py", "kernels.cpp", "cpu.json"}
     assert {p.name for p in code_digest._own_files("uses_none")} == {"uses_none.py"}
+
+
+def test_a_device_is_told_to_the_method_and_is_no_other_fit(cells):
+    here, there = cells[0], dataclasses.replace(cells[0], device="cuda:1")
+    assert here.fit_key == there.fit_key
+    assert [build_payload(c, 60).budget.device for c in (here, there)] == ["cpu", "cuda:1"]
+
+
+def test_another_revision_of_an_encoder_is_another_fit(cells):
+    moved = dataclasses.replace(cells[0].prepared, encoder_revision="b" * 40)
+    assert dataclasses.replace(cells[0], prepared=moved).fit_key != cells[0].fit_key
+
+
+def test_titles_tell_cells_apart():
+    name = "planted@1+d=6+rank=2+units=30+users=60"
+    plan = DatasetPlan(name, "tabular@1", (2, 4), (0,), (32, "all"), ("none", "zipf"))
+    config = find("p-share-lora-linear").hyperparameters()
+    entries = [MethodEntry(find("p-share-lora-linear"), {**config, "rank": n}, "hetpref", "0", "") for n in (1, 2)]
+    suite = Suite("cells", "", (plan,), (MethodPlan("pooled-bt", {}),), 2, 60, 512)
+    titles = [c.title for c in plan_cells(suite, prepare(plan, Silent()), entries)]
+    assert len(set(titles)) == len(titles)
+    assert f"p-share-lora-linear (rank=1) on {plan.name}, n_train 4, n_users 32, zipf, seed 1" in titles
+
+
+class Kept(Silent):
+    """Keeps what is said to a person."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def inside(monkeypatch):
+    """A method that trains inside a text model, known to the registry by a plug-in's metadata."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "plugins"))
+    module = importlib.import_module("backbone_methods")
+    return lambda cls, **config: MethodEntry(getattr(module, cls), config, "plug-in", "0", "")
+
+
+def test_where_nobody_reads_features_no_encoder_is_run_and_the_texts_are_probed(inside, empty_home):
+    plan = DatasetPlan("planted@1+d=6+rank=2+units=30+users=40", "minilm-l6@1", ("all",), (0,))
+    suite = Suite("cells", "", (plan,), (MethodPlan("pooled-bt", {}),), 1, 60, 512)
+    ready = prepare(plan, Silent(), [inside("Told"), MethodEntry(find("random"), {}, "hetpref", "0", "")])
+    assert ready.features is None
+    assert not (empty_home / "features").exists()
+    (report,) = empty_home.glob("probes/*/*.json")
+    assert json.loads(report.read_text()) == json.loads(json.dumps(probe(ready.data).to_dict()))
+    (cell, *_) = plan_cells(suite, ready, [inside("Told")])
+    payload = build_payload(cell, 60)
+    assert (payload.encoder, payload.features) == ("minilm-l6@1", None)
+
+
+def test_features_are_made_when_one_method_reads_them(inside):
+    plan = DatasetPlan("planted@1+d=6+rank=2+units=30+users=40", "tabular@1", ("all",), (0,))
+    entries = [inside("Told"), MethodEntry(find("pooled-bt"), {}, "hetpref", "0", "")]
+    assert prepare(plan, Silent(), entries).features.is_file()
+    assert prepare(plan, Silent()).features.is_file()
+
+
+def test_a_model_of_the_hub_is_told_by_its_revision(inside, tmp_path, monkeypatch):
+    from datasets_registry.tiny_models import tiny_tokenizer, tiny_trunk
+
+    folder = tmp_path / "owner" / "name" / "main"
+    tiny_trunk("bert").save_pretrained(folder)
+    tiny_tokenizer("bert").save_pretrained(folder)
+    monkeypatch.setenv("HETPREF_MIRROR", str(tmp_path))
+    plan = DatasetPlan("planted@1+d=6+rank=2+units=30+users=40", "hub:owner/name", ("all",), (0,))
+    suite = Suite("cells", "", (plan,), (MethodPlan("pooled-bt", {}),), 1, 60, 512)
+
+    def cell():
+        return next(plan_cells(suite, prepare(plan, Silent(), [inside("Told")]), [inside("Told")]))
+
+    first = cell()
+    assert first.prepared.encoder_revision
+    assert first.fit_key == cell().fit_key
+    (folder / "notes.json").write_text("{}")
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, "layer_norm_eps": 1e-6}))
+    assert cell().fit_key != first.fit_key
+
+
+def test_a_method_without_its_model_is_left_out_and_said_once(tmp_path, monkeypatch):
+    plugin = Path(__file__).parent / "plugins"
+    info = tmp_path / "inside-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: inside\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[hetpref.methods]\ntold+inside = backbone_methods:Told\n")
+    monkeypatch.syspath_prepend(str(plugin))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    planted = "planted@1+d=6+rank=2+units=30+users=40"
+    other = DatasetPlan(planted + "+seed=1", "tiny-bert@1", (2,), (0,))
+    plans = (DatasetPlan(planted, "tabular@1", ("all",), (0,)), other)
+    methods = (MethodPlan("told+inside", {}), MethodPlan("told+inside", {"depth": 2}), MethodPlan("random", {}))
+    suite = Suite("cells", "", plans, methods, 1, 60, 512)
+    progress, summary = Kept(), Summary()
+    cells = planned_cells(suite, Options(), progress, summary)
+    told = {(c.method.title, c.prepared.plan.encoder) for c in cells}
+    assert told == {
+        ("random", "tabular@1"),
+        ("random", "tiny-bert@1"),
+        ("told+inside", "tiny-bert@1"),
+        ("told+inside (depth=2)", "tiny-bert@1"),
+    }
+    (said,) = [line for line in progress.said if "told+inside" in line]
+    assert said == (
+        f"{planted} is run without told+inside: told+inside trains inside a text model, and tabular@1 has none; use "
+        "--encoder minilm-l6@1"
+    )
+    assert summary.unsuited == {("told+inside", planted): said.partition(": ")[2]}
+    assert summary.exit_code == 0

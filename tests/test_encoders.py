@@ -11,10 +11,12 @@ import pytest
 
 from datasets_registry import encoders
 from datasets_registry import features as cache
-from datasets_registry.encoders import ENCODERS, MINILM, Encoded, Encoder, distinct_first, find_encoder, standardised
+from datasets_registry.encoders import ENCODERS, Encoded, Encoder, distinct_first, find_encoder, standardised
 from datasets_registry.errors import DataError, RequestError
 from datasets_registry.features import features, features_facts, features_key, features_path
+from datasets_registry.model_files import MINILM, model_folder
 from datasets_registry.records import Card, Comparisons, Items, PreferenceData, Users
+from datasets_registry.text_models import TEXT_MODELS, load_text_model
 
 CARD = Card("made@1", "made", "nobody", "CC0", "none needed", "simulated", "1", "", "none", simulated=True)
 
@@ -138,6 +140,37 @@ def test_the_key_depends_on_everything_that_moves_a_feature(counting):
     assert features_key("digest", replace(encoder, title="other", licence="other")) in keys
 
 
+def test_the_keys_of_features_that_people_have_cached_stay():
+    assert features_key("digest", ENCODERS["minilm-l6@1"]) == (
+        "659f5addb79865b9c86a24a50dd4334130be8b734e47006f5eb2d2a3c88fdec2"
+    )
+
+
+def test_a_hub_model_of_other_content_has_other_features(empty_home, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    folder = tmp_path / "mirror" / "owner" / "tiny" / "main"
+    tiny = load_text_model("tiny-bert@1")
+    tiny.trunk.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    monkeypatch.setenv("HETPREF_MIRROR", str(tmp_path / "mirror"))
+    first = features_path(made(), "hub:owner/tiny")
+    np.testing.assert_allclose(np.load(first), features(made(), "tiny-bert@1"), atol=1e-5)
+    assert features_path(made(), "hub:owner/tiny") == first
+    next(tiny.trunk.parameters()).add_(1)
+    tiny.trunk.save_pretrained(folder)
+    assert features_path(made(), "hub:owner/tiny") != first
+
+
+def test_long_texts_go_in_smaller_batches_and_keep_their_place(monkeypatch):
+    pytest.importorskip("transformers")
+    texts = ["short", "a" * 200, "medium " * 5, "b" * 90]
+    whole = encoders.encode_texts(TEXT_MODELS["tiny-llama@1"], texts)
+    assert whole.truncated == 1
+    monkeypatch.setattr(encoders, "BATCH_TOKENS", 1)
+    alone = encoders.encode_texts(TEXT_MODELS["tiny-llama@1"], texts)
+    np.testing.assert_allclose(whole.features, alone.features, atol=1e-4)
+
+
 def test_other_content_has_other_features(counting, empty_home):
     assert features_path(made(), "count@1") != features_path(made(texts=("a", "b", "c", "e")), "count@1")
 
@@ -228,4 +261,4 @@ def test_minilm_reads_meaning_in_any_batch(capsys):
     alone = np.concatenate([encoders.minilm_texts([t]).features for t in texts])
     np.testing.assert_allclose(alone, got.features, atol=2e-5)
     assert (encoders.minilm_texts(texts).features == got.features).all()
-    assert {p.name for p in encoders.model_folder(MINILM).iterdir()} == set(MINILM.files)
+    assert {p.name for p in model_folder(MINILM).iterdir()} == set(MINILM.files)

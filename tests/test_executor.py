@@ -1,7 +1,11 @@
 """Each cell has its own process: whatever a method does there becomes an outcome, and the others are measured."""
 
 import dataclasses
+import importlib
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -19,14 +23,20 @@ LIMITS = Limits(seconds=20, memory_bytes=300 << 20)
 
 
 @pytest.fixture(scope="module")
-def hostile():
-    import sys
+def plugins():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent / "plugins"))
+        yield
 
-    sys.path.insert(0, str(Path(__file__).parent / "plugins"))
-    import hostile_methods
 
-    yield hostile_methods
-    sys.path.remove(str(Path(__file__).parent / "plugins"))
+@pytest.fixture(scope="module")
+def hostile(plugins):
+    return importlib.import_module("hostile_methods")
+
+
+@pytest.fixture(scope="module")
+def inside(plugins):
+    return importlib.import_module("backbone_methods")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +138,71 @@ def test_costs_are_measured(executor, hostile):
     assert cost["comparisons_per_s"] > 0
     assert cost["state_bytes_per_user"] == 0
     assert cost["peak_device_bytes"] is None
+
+
+def test_a_training_rate_is_what_was_learned_from_over_the_seconds_of_the_fit(executor, inside, hostile):
+    got = outcomes(executor, inside.Told, inside.Untold, inside.Miscounts, hostile.Zero)
+    cost = got["Told"].answer.cost
+    assert cost["train_comparisons_per_s"] == pytest.approx(1000 / cost["fit_s"])
+    assert got["Untold"].answer.cost["train_comparisons_per_s"] is None
+    assert got["Zero"].answer.cost["train_comparisons_per_s"] is None
+    assert got["Miscounts"].status == "failed"
+    assert "comparisons_trained is -1; it must be a count" in got["Miscounts"].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "given"),
+    [
+        ("Says", "cpu", "('tabular@1', False, 'cpu', True)"),
+        ("SaysFeatures", "cpu", "('tabular@1', True, 'cpu', True)"),
+        ("SaysNothing", "cpu", "(None, False, 'cpu', True)"),
+        # CUDA reserves more address space than a limit would allow; what is resident is watched
+        ("Says", "cuda", "('tabular@1', False, 'cuda', False)"),
+    ],
+)
+def test_a_cell_is_given_its_encoder_and_device(executor, inside, tmp_path, name, device, given):
+    features = tmp_path / "features.npy"
+    np.save(features, np.zeros((3, 2), np.float32))
+    asked = dataclasses.replace(payload(getattr(inside, name)), budget=Budget(device=device), features=features)
+    ((_, outcome),) = executor.run([(0, lambda: asked)])
+    assert f"given {given}" in outcome.reason
+
+
+def test_a_gpu_that_was_not_used_has_no_peak(executor, inside):
+    asked = dataclasses.replace(payload(inside.Told), budget=Budget(device="cuda"))
+    ((_, outcome),) = executor.run([(0, lambda: asked)])
+    assert outcome.status == "ok", outcome.reason
+    assert outcome.answer.cost["peak_device_bytes"] is None
+
+
+@pytest.mark.cuda
+def test_a_gpu_that_was_used_has_a_peak_and_its_class_in_the_record(executor, inside):
+    import torch
+
+    from benchmarks.meters import device_class, must_be_there
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
+    must_be_there("cuda")
+    asked = dataclasses.replace(payload(inside.OnDevice), budget=Budget(device="cuda"))
+    ((_, outcome),) = executor.run([(0, lambda: asked)])
+    assert outcome.status == "ok", outcome.reason
+    assert outcome.answer.cost["peak_device_bytes"] >= 4 << 20
+    assert device_class("cuda").startswith("cuda-sm")
+
+
+def test_what_is_preloaded_starts_no_thread_and_wakes_no_gpu():
+    code = (
+        "import os, sys\n"
+        "import benchmarks.preload, benchmarks.preload_models, torch\n"
+        "assert 'transformers.modeling_utils' in sys.modules\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "print(len(os.listdir('/proc/self/task')))\n"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=120, check=True)
+    assert done.stdout.strip() == "1"
 
 
 class Watched(str):

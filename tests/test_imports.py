@@ -17,7 +17,7 @@ ALLOWED = {
     "benchmarks": {"datasets_registry", "methods", "leaderboard.records", "leaderboard.store"},
 }
 OURS = set(ALLOWED)
-HEAVY = {"torch", "transformers", "datasets", "lm_eval", "sklearn", "scipy", "altair", "pyarrow"}
+HEAVY = {"torch", "transformers", "huggingface_hub", "datasets", "lm_eval", "sklearn", "scipy", "altair", "pyarrow"}
 
 
 def modules():

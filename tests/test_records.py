@@ -65,11 +65,11 @@ def test_a_message_has_no_control_characters_of_the_record(path):
     assert printable(str(caught.value)) == str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["fit_s", "adapt_s_per_user", "params_per_user", "state_bytes_per_user"])
+@pytest.mark.parametrize("name", ["fit_s", "train_comparisons_per_s", "params_per_user", "peak_device_bytes"])
 def test_costs_are_not_negative(path, name):
-    assert read_record(changed(path, f"cost.{name}", 0.0))
+    assert read_record(changed(path, f"cost.{name}", 0))
     with pytest.raises(DataError, match=name):
-        read_record(changed(path, f"cost.{name}", -1e308))
+        read_record(changed(path, f"cost.{name}", -1))
 
 
 @pytest.mark.parametrize("config", [{"a": float("nan")}, {"a": [float("inf")]}])
@@ -113,3 +113,31 @@ def test_records_of_one_cell_are_told_and_the_finished_clean_one_counts(path):
     dirty = other.model_copy(update={"source": record.source.model_copy(update={"dirty": True})})
     failed = other.model_copy(update={"status": "failed"})
     assert min(dirty, failed, record, key=lambda r: r.preference) is record
+
+
+def test_a_record_of_before_a_field_was_there_is_read(path):
+    told = json.loads(path.read_text())
+    del told["cost"]["train_comparisons_per_s"], told["dataset"]["encoder_revision"]
+    older = path.with_name("older.json")
+    older.write_text(json.dumps(told))
+    assert read_record(older) == read_record(path)
+
+
+@pytest.mark.parametrize("name", ["lora-global+local-a", "a", "0", "x+"])
+def test_a_method_may_be_named(path, name):
+    assert read_record(changed(path, "method.name", name)).method.name == name
+
+
+@pytest.mark.parametrize("name", ["", "+a", "-a", "A", "a/b", "a b", "a.b", "..", "a\n", "a" * 65])
+def test_a_name_is_one_folder_and_nothing_else(path, name):
+    with pytest.raises(DataError, match=r"method\.name"):
+        read_record(changed(path, "method.name", name))
+
+
+def test_the_names_of_records_are_those_that_methods_may_have():
+    from leaderboard.schema import schema_text
+    from methods.registry import NAME
+
+    pattern = json.loads(schema_text("record.schema.json"))["$defs"]["MethodPart"]["properties"]["name"]
+    assert (pattern["pattern"], pattern["maxLength"]) == ("^[a-z0-9][a-z0-9+-]*$", 64)
+    assert NAME.pattern == "[a-z0-9][a-z0-9+-]{0,63}"

@@ -85,7 +85,7 @@ def test_every_built_in_has_a_row_and_a_complete_card():
 
 
 def test_listing_imports_nothing_heavy():
-    heavy = ("torch", "scipy", "pandas", "sklearn", "transformers", "pyarrow", "platformdirs")
+    heavy = ("torch", "scipy", "pandas", "sklearn", "transformers", "pyarrow", "platformdirs", "huggingface_hub")
     code = f"import sys, datasets_registry as d; d.cards(); print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
@@ -228,7 +228,13 @@ def test_a_manifest_that_is_no_object_is_to_be_deleted(damaged: object, planted:
         check_manifest(damaged, split(planted))
 
 
-@pytest.mark.parametrize("name", list(built_in()))
+def without_the_hub() -> list[object]:
+    """Return the built-in datasets; those of the hub are slow, as they download a large table."""
+    on_hub = {name for name, entry in built_in().items() if entry.card.source.startswith("huggingface.co/")}
+    return [pytest.param(name, marks=pytest.mark.slow) if name in on_hub else name for name in built_in()]
+
+
+@pytest.mark.parametrize("name", without_the_hub())
 def test_built_in_datasets_pass_the_checks_of_a_loader(name: str, load_mirrored: Callable[..., PreferenceData]):
     assert np.bincount(load_mirrored(name).comparisons.user).min() > 0
 

@@ -269,6 +269,9 @@ def test_methods_that_misbehave_become_records_and_the_others_are_measured(misbe
         (["run", "smoke", "--datasets", "planted+userz=5"], "Did you mean 'users'"),
         (["run", "smoke", "--sedes", "1"], "--seeds"),
         (["run", "smoke", "--methods", ","], "empty list"),
+        (["run", "smoke", "--encoder", "minilm"], "Did you mean 'minilm-l6@1'"),
+        (["run", "smoke", "--device", "gpu"], "device is 'gpu'; allowed: 'cpu', 'cuda'"),
+        (["run", "smoke", "--device", "cuda:99"], "device 'cuda:99': torch"),
         (["check", "nobody"], "unknown method 'nobody'"),
         (["new", "Bad Name"], "Bad Name"),
         (["leaderboard", "no-such-folder"], "no-such-folder"),
@@ -279,6 +282,41 @@ def test_a_wrong_request_says_what_is_allowed_and_exits_with_2(words, said, tmp_
     done = hetpref(*words, check=2, cwd=tmp_path)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_method_that_trains_inside_a_text_model_is_left_out_without_one(tmp_path):
+    plugin, out = tmp_path / "plugin", tmp_path / "out"
+    info = plugin / "inside-1.dist-info"
+    info.mkdir(parents=True)
+    shutil.copy(PLUGINS / "backbone_methods.py", plugin)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: inside\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[hetpref.methods]\ntold+inside = backbone_methods:Told\n")
+    configured = '{name = "told+inside", config = {depth = 2}}, {name = "told+inside", config = {core = "kernel"}}'
+    text = TINY.replace('"per-user-bt", "p-share-lora-linear", "oracle"', f'"told+inside", {configured}')
+    (tmp_path / "inside.toml").write_text(text)
+    words = ["run", tmp_path / "inside.toml", "--seeds", "1", "--out", out]
+    done = hetpref(*words, path=plugin, check=0)
+    assert done.stderr.count("told+inside trains inside a text model, and tabular@1 has none; use --encoder") == 1
+    assert not list(out.glob("records/*/told+inside"))
+    done = hetpref(*words, "--encoder", "tiny-bert@1", path=plugin, check=0)
+    paths = list(out.glob("records/*/told+inside/*.json"))
+    records = [read_record(p) for p in paths]
+    assert {(r.status, r.dataset.encoder, r.environment.device) for r in records} == {("ok", "tiny-bert@1", "cpu")}
+    assert all(r.cost.train_comparisons_per_s > 0 for r in records)
+    board = json.loads((out / "leaderboard.json").read_text())
+    labels = ["told+inside", "told+inside (core=kernel)", "told+inside (depth=2)"]
+    assert sorted({r["label"] for r in board["rows"] if r["method"] == "told+inside"}) == labels
+    told = {(c["label"], "train_comparisons_per_s" in c) for c in board["costs"] if c["encoder"] == "tiny-bert@1"}
+    assert told == {*((label, True) for label in labels), ("pooled-bt", False), ("random", False)}
+    assert "trained comparisons per s" in (out / "leaderboard.md").read_text()
+    # what was measured on another device is not run again, and that is said
+    for path in paths:
+        told = json.loads(path.read_text())
+        told["environment"]["device_class"] = "cuda-sm90"
+        path.write_text(json.dumps(told))
+    again = hetpref(*words, "--encoder", "tiny-bert@1", path=plugin, check=0)
+    assert " 0 run" in again.stderr
+    assert "6 of these were not measured on cpu; --fresh measures them there" in again.stderr
 
 
 def test_results_of_another_protocol_are_never_mixed(suite, unbroken, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets_registry.errors import DataError
-from leaderboard.board import labeller
+from leaderboard.entrant_labels import labeller
 from leaderboard.records import RunRecord
 from leaderboard.scoring import gather, panels
 from leaderboard.store import ResultsFolder, read_record
@@ -134,7 +134,7 @@ def test_methods_of_one_name_from_two_distributions_are_two_entrants(bench):
     panel = found["seen"]
     assert len(panel.columns) == len(panel_before["seen"].columns) + 1
     assert {panel.columns[k].entrant.dist for k in panel.reference} == {"hetpref"}
-    label = labeller([c.entrant for c in panel.columns])
+    label = labeller((c.entrant, {}) for c in panel.columns)
     assert sorted(map(label, {c.entrant for c in panel.columns})) == [
         "pooled-bt [hetpref]",
         "pooled-bt [somebody-else]",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.suites import load_suite, suite_names
+from benchmarks.suites import load_suite, narrowed, suite_names
 from datasets_registry import find_dataset
 from datasets_registry.errors import RequestError
 from methods.registry import create
@@ -69,6 +69,9 @@ def test_a_built_in_suite_names_what_exists(name):
         (("title = \"one\"", "title = 1"), "title is 1; allowed: a string"),
         (("title =", "name = '../x'\ntitle ="), "its name is a folder of results"),
         (("title =", "user_shuffle = 1\ntitle ="), "user_shuffle is 1; allowed: true, false"),
+        (("title =", "device = 'gpu'\ntitle ="), "device is 'gpu'; allowed: 'cpu', 'cuda', or one GPU of several"),
+        (("title =", "device = 'cuda:x'\ntitle ="), "device is 'cuda:x'; allowed"),
+        (("title =", "device = 1\ntitle ="), "device is 1; allowed"),
         (("[[datasets]]", "[datasets]"), r"datasets is a single table, \[datasets\]; write \[\[datasets\]\]"),
         (("[[datasets]]", "datasets = ['electricity']\n[x]"), r"datasets holds 'electricity'; allowed: \[\[datasets"),
         (("[[datasets]]", "datasets = 3\n[x]"), r"datasets is 3; allowed: \[\[datasets\]\] tables"),
@@ -125,3 +128,43 @@ def test_a_suite_of_ones_own_is_given_by_its_path(tmp_path):
     assert load_suite(str(path)).name == "mine"
     with pytest.raises(RequestError, match="no suite file"):
         load_suite(str(tmp_path / "other.toml"))
+
+
+def test_a_suite_says_where_its_methods_work(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    assert load_suite(str(path)).device == "cpu"
+    for device in ("cpu", "cuda", "cuda:3"):
+        path.write_text(f'device = "{device}"\n{GOOD}')
+        assert load_suite(str(path)).device == device
+
+
+def test_a_suite_is_narrowed_by_a_request():
+    suite = load_suite("smoke")
+    assert narrowed(suite) == suite
+    assert narrowed(suite, seeds=None, device=None) == suite
+    other = narrowed(suite, ["planted"], "minilm-l6@1", seeds=2, device="cuda", time_limit_s=5)
+    (plan,) = other.datasets
+    assert (plan.name, plan.encoder, plan.n_train) == ("planted@1+users=100", "minilm-l6@1", (4, "all"))
+    assert (other.seeds, other.device, other.time_limit_s) == (2, "cuda", 5)
+    assert other.methods == suite.methods
+    (added,) = narrowed(suite, ["train"]).datasets
+    assert (added.name, added.encoder, added.n_train) == ("train@1", "tabular@1", ())
+    assert {d.encoder for d in narrowed(suite, encoder="hub:owner/name").datasets} == {"hub:owner/name"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"encoder": "minilm"}, "Did you mean 'minilm-l6@1'"),
+        ({"encoder": "hub:name"}, "hub:OWNER/NAME"),
+        ({"datasets": ["electrcity"]}, "Did you mean 'electricity@1'"),
+        ({"device": "gpu"}, "device is 'gpu'; allowed"),
+        ({"seeds": 99}, "seeds is 99; allowed"),
+        ({"time_limit_s": float("inf")}, "time_limit_s is inf; allowed"),
+    ],
+    ids=str,
+)
+def test_a_wrong_request_of_a_suite_is_said(request_, said):
+    with pytest.raises(RequestError, match=said):
+        narrowed(load_suite("smoke"), **request_)

@@ -226,3 +226,17 @@ def test_the_config_hash_is_that_of_the_parameters(bench):
     path = a_record(bench)
     changed(path, method__config={"rank": 8}, method__config_sha256=canonical_sha256({"rank": 8}))
     assert "method.config_sha256" not in fields(verify(path, bench.labels))
+
+
+@pytest.mark.parametrize("encoder", ["minilm-l6@1", "tiny-bert@1", "hub:owner/name", "hub:owner/name@main"])
+def test_an_encoder_is_one_that_is_known_or_of_the_hub(bench, encoder):
+    path = a_record(bench)
+    changed(path, dataset__encoder=encoder, dataset__encoder_revision="c" * 40)
+    assert verify(path, bench.labels) == []
+
+
+@pytest.mark.parametrize("encoder", ["minilm-l7@1", "hub:name", "hub:../name", "owner/name"])
+def test_another_encoder_is_refused(bench, encoder):
+    path = a_record(bench)
+    changed(path, dataset__encoder=encoder)
+    assert fields(verify(path, bench.labels)) == {"dataset.encoder"}

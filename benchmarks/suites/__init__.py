@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
-from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ MOST_SECONDS = 30 * 86_400
 LEAST_MB, MOST_MB = 64, 1 << 24
 # The names of `benchmarks.kernels.shapes.GRIDS`, which a listing does not import.
 _KERNEL_GRIDS = ("quick", "full")
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class MethodPlan:
 class Suite:
     """A suite: datasets x methods x seeds, and the limits of one cell.
 
-    `kernels` is the grid of the kernel benchmark that a run ends with ("quick" or "full"), or None for none.
+    `kernels` is the grid of the kernel benchmark that a run ends with ("quick" or "full"), or None for none. `device`
+    is where methods that can use it work: "cpu", "cuda", or one GPU of several, "cuda:1".
     """
 
     name: str
@@ -91,6 +94,7 @@ class Suite:
     memory_limit_mb: int
     user_shuffle: bool = True
     kernels: str | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         where = f"suite {self.name!r:.60}"
@@ -122,6 +126,10 @@ class Suite:
                 f"{where}: kernels is {self.kernels!r:.60}; allowed: a grid of the kernel benchmark, "
                 f"{' or '.join(map(repr, _KERNEL_GRIDS))}, or leave it out"
             )
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise RequestError(
+                f"{where}: device is {self.device!r:.60}; allowed: 'cpu', 'cuda', or one GPU of several, as in 'cuda:1'"
+            )
         if twice := _repeated(_identities(self.datasets)):
             raise RequestError(f"{where} names the dataset {twice!r} twice; give it once, with the grids of both")
         if twice := _repeated((m.name, _canonical(m.config)) for m in self.methods):
@@ -139,6 +147,47 @@ class Suite:
             "methods": [m.name for m in self.methods],
             "seeds": self.seeds,
         }
+
+
+def narrowed(
+    suite: Suite, datasets: Sequence[str] | None = None, encoder: str | None = None, **limits: Any
+) -> Suite:
+    """Return a suite with only some datasets, or others; all through one encoder; with other limits.
+
+    `limits` are fields of a suite (seeds, device, time_limit_s, memory_limit_mb); None leaves a thing as it is. A
+    dataset that the suite does not have comes with the encoder of its card and the protocol's grids. Raises
+    RequestError for an unknown dataset or encoder, and for a limit that no suite may have.
+    """
+    plans = suite.datasets if datasets is None else _chosen(suite, datasets)
+    if encoder is not None:
+        must_be_known(encoder)
+        plans = tuple(replace(plan, encoder=encoder) for plan in plans)
+    return replace(suite, datasets=plans, **{name: value for name, value in limits.items() if value is not None})
+
+
+def must_be_known(encoder: str) -> None:
+    """Raise RequestError for an encoder that is none; of a model of the hub only the form of its id is looked at."""
+    from datasets_registry.encoders import find_encoder
+    from datasets_registry.text_models import has_text_model
+
+    if not has_text_model(encoder):
+        find_encoder(encoder)
+
+
+def _chosen(suite: Suite, datasets: Sequence[str]) -> tuple[DatasetPlan, ...]:
+    from datasets_registry import canonical_id, find_dataset
+
+    plans = {d.name: d for d in suite.datasets}
+    by_family = {d.name.split("@")[0]: d for d in suite.datasets}
+    chosen: list[DatasetPlan] = []
+    for given in datasets:
+        plan = plans.get(given) or by_family.get(given)
+        if plan is None:
+            name = canonical_id(given)
+            plan = plans.get(name) or DatasetPlan(name, find_dataset(given).card.encoder)
+        if plan not in chosen:
+            chosen.append(plan)
+    return tuple(chosen)
 
 
 def suite_names() -> list[str]:

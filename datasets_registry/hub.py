@@ -1,0 +1,176 @@
+"""The source `hub`: one split of a dataset of the Hugging Face hub, at a pinned revision, as an arrow table.
+
+Looked for in the folders of `HETPREF_MIRROR` first, then in the hub client's own cache (`HF_HOME`), which other tools
+share, then on the hub itself; `HF_ENDPOINT` and `HF_HUB_OFFLINE` are honoured by the client. The client is asked for
+exactly the revision, and never answers with another one that happens to be cached. The hub converts its datasets to
+parquet under the revision `refs/convert/parquet`, laid out as `<config>/<split>/0000.parquet`; a dataset that has this
+layout at a commit can be pinned by the commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets_registry.errors import DataError, RequestError
+from datasets_registry.sources import UnreachableError, mirror_folders
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PARQUET = "refs/convert/parquet"
+# One JSON line must fit in a block; a post with its summaries takes some kilobytes.
+JSON_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """What a loader reads from the hub, and what is checked before it is used.
+
+    `columns` are the leaves of the schema that the loader needs, with dots for nesting; lists are passed through, so
+    that `summaries.text` is the text of each of a row's summaries. `rows` is the number of rows of each split on the
+    hub, checked where the table comes from there; a mirror may hold a part of it.
+    """
+
+    repository: str
+    config: str
+    revision: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def pin(self) -> str:
+        """Return the sha256 of everything that is checked: repository, config, revision, columns, rows per split.
+
+        It stands on the card where the hub's revision is a moving one, and no sha256 of the files can be pinned.
+        """
+        told = [self.repository, self.config, self.revision, sorted(self.columns), dict(self.rows)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def hub_table(source: HubSource, split: str) -> pa.Table:
+    """Return one split as an arrow table with the top-level columns that hold `source.columns`, rows in hub order.
+
+    A mirror holds it as `<owner>/<repository>/<revision>/<config>/<split>.parquet`, as `<split>.jsonl`, or as the hub
+    does, `<split>/*.parquet`. Raises DataError naming the columns found and expected, or the rows; UnreachableError
+    where the table is neither mirrored nor cached and cannot be downloaded; RequestError without the hub's client.
+    """
+    import pyarrow as pa
+
+    files = _mirrored(source, split)
+    mirrored = bool(files)
+    if not mirrored:
+        files = _downloaded(source, split)
+    table = pa.concat_tables([_read(source, split, file) for file in files], promote_options="default")
+    expected = source.rows.get(split)
+    if not mirrored and expected is not None and table.num_rows != expected:
+        raise DataError(
+            f"{_named(source, split)} has {table.num_rows:,} rows on the hub, expected {expected:,}: its content has "
+            "changed, or the download is a part of it. Numbers would not be comparable; the loader must be looked at, "
+            "under a new version of the dataset"
+        )
+    return table
+
+
+def _mirrored(source: HubSource, split: str) -> list[Path]:
+    """Return the files of the first folder of HETPREF_MIRROR that holds the split, or none."""
+    for folder in mirror_folders():
+        place = folder / _place(source)
+        for file in (place / f"{split}.parquet", place / f"{split}.jsonl"):
+            if file.is_file():
+                return [file]
+        if shards := sorted((place / split).glob("*.parquet")):
+            return shards
+    return []
+
+
+def _downloaded(source: HubSource, split: str) -> list[Path]:
+    """Return the split's parquet files in the hub client's cache, downloaded where they are not there."""
+    place = (_place(source) / split).as_posix()
+    mirror = f"set HETPREF_MIRROR to a folder that holds it as <folder>/{place}.parquet (or .jsonl)"
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as why:
+        raise RequestError(
+            f"{source.repository} comes from the Hugging Face hub, and huggingface_hub is not installed: "
+            f"pip install 'hetpref[hub]', or {mirror}"
+        ) from why
+    wanted = f"{source.config}/{split}/*.parquet"
+    try:
+        folder = snapshot_download(
+            source.repository, repo_type="dataset", revision=source.revision, allow_patterns=wanted
+        )
+    # The client raises OSError, ValueError and its HTTP library's own errors, which have no base class of their own.
+    except Exception as why:
+        told = f"{type(why).__name__}: {str(why).partition(chr(10))[0]:.200}"
+        raise UnreachableError(
+            f"cannot get {_named(source, split)} from the hub ({told}), and it is neither cached nor mirrored. Run "
+            f"once with internet access and HF_HUB_OFFLINE unset (HF_ENDPOINT names another hub), or {mirror}"
+        ) from why
+    files = sorted(Path(folder).glob(wanted))
+    if not files:
+        raise UnreachableError(
+            f"{_named(source, split)} is not to be had: there is no {wanted} in what the hub, or the cache without "
+            f"it, has of this revision. Run once with internet access, or {mirror}"
+        )
+    return files
+
+
+def _read(source: HubSource, split: str, file: Path) -> pa.Table:
+    """Return the needed columns of one file; raises DataError for a damaged file and for columns that are not there."""
+    import pyarrow as pa
+    import pyarrow.json as pj
+    import pyarrow.parquet as pq
+
+    try:
+        if file.suffix == ".jsonl":
+            table = pj.read_json(file, read_options=pj.ReadOptions(block_size=JSON_BLOCK))
+            _check_columns(source, split, table.schema)
+            return table.select(_tops(source))
+        with pq.ParquetFile(file) as opened:
+            _check_columns(source, split, opened.schema_arrow)
+            return opened.read(columns=_tops(source))
+    except (pa.ArrowInvalid, OSError) as why:
+        told = str(why).partition("\n")[0]
+        raise DataError(
+            f"{file} ({_named(source, split)}) cannot be read ({told:.200}); it is damaged, or no such file: remove "
+            "it, and it is downloaded anew, or put the right one in its place"
+        ) from why
+
+
+def _check_columns(source: HubSource, split: str, schema: pa.Schema) -> None:
+    found = [leaf for column in schema for leaf in _leaves(column.name, column.type)]
+    if missing := [name for name in source.columns if name not in found]:
+        raise DataError(
+            f"{_named(source, split)} has not the columns that its loader reads: {', '.join(missing)} missing. Found: "
+            f"{', '.join(found)}. Expected: {', '.join(source.columns)}"
+        )
+
+
+def _leaves(name: str, kind: Any) -> Iterator[str]:
+    """Yield the dotted names of a column's leaves; a list has the name of its elements."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        for child in kind:
+            yield from _leaves(f"{name}.{child.name}", child.type)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        yield from _leaves(name, kind.value_type)
+    else:
+        yield name
+
+
+def _tops(source: HubSource) -> list[str]:
+    return list(dict.fromkeys(name.partition(".")[0] for name in source.columns))
+
+
+def _place(source: HubSource) -> Path:
+    return Path(*source.repository.split("/"), *source.revision.split("/"), source.config)
+
+
+def _named(source: HubSource, split: str) -> str:
+    return f"{source.repository} {source.config}/{split} at {source.revision}"

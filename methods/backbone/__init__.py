@@ -1,0 +1,1 @@
+"""Reward models that train low-rank adapters inside a transformer, everybody jointly in mixed batches."""

@@ -1,0 +1,237 @@
+"""A transformer with a scalar head: rewards of items for people, one forward pass for a batch of many people.
+
+r_u(x) = <w, pool(trunk(x; adapters of u))>. The trunk is loaded once and never copied per person: what is a person's
+own comes in as rows of factors, and the batched low-rank kernels add each token's own part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from datasets_registry.errors import MethodError, RequestError
+from datasets_registry.records import Float32, Items
+from datasets_registry.text_models import TextModel, load_text_model, pooled, tokenise
+from methods.backbone.adapted_linear import AdaptedLinear, Binding, linear_widths
+from methods.backbone.frozen_layers import Activations, FrozenLayers, layer_list
+from methods.backbone.layout import HEAD, LayerShape
+from methods.backbone.sequences import buckets
+from methods.lowrank import plan_batch
+
+Array = NDArray[Any]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_MOST_TOKENS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a trunk is adapted: which linear layers (None: the model's own), in how many of its last layers (None: all).
+
+    `dtype` is the trunk's; factors and the head are float32. `max_tokens` is where texts are cut (None: the model's).
+    """
+
+    targets: tuple[str, ...] | None = None
+    adapt_layers: int | None = None
+    max_tokens: int | None = None
+    dtype: str = "float32"
+    checkpointing: bool = False
+    device: str = "cpu"
+
+
+class RewardModel:
+    """A trunk made ready for a set of items; `layers` are the adapted ones, in the trunk's order.
+
+    Raises RequestError for targets that name no linear layer, layers that are not there and unknown dtypes.
+    """
+
+    def __init__(self, text: TextModel, items: Items, shape: Shape, *, adapters: bool, cache: Path | None) -> None:
+        self.text, self.shape = text, shape
+        self.device = torch.device(shape.device)
+        self.trunk = text.trunk.to(self.device)
+        self.binding = Binding()
+        self.frozen = self._frozen_layers()
+        self.layers = self._adapt(text.targets) if adapters else ()
+        self.width = int(_config(self.trunk, "hidden_size", "n_embd"))
+        if shape.checkpointing:
+            _checkpoint(self.trunk)
+        self.tokens = tokenise(text, [items.text(row) for row in range(len(items))])
+        self.lengths = np.diff(self.tokens.offsets)  # (n_items,)
+        self._activations = self._lower(cache) if self.frozen else None
+
+    @classmethod
+    def load(
+        cls, encoder: str, items: Items, shape: Shape, *, adapters: bool = True, cache: Path | None
+    ) -> RewardModel:
+        """Return the model of an encoder id on fresh weights."""
+        if shape.dtype not in DTYPES:
+            raise RequestError(f"dtype={shape.dtype!r}; allowed: {', '.join(DTYPES)}")
+        text = load_text_model(encoder, dtype=shape.dtype, targets=shape.targets)
+        if shape.max_tokens is not None:
+            most = getattr(text.trunk.config, "max_position_embeddings", None) or text.max_tokens
+            if not isinstance(shape.max_tokens, int) or not 1 <= shape.max_tokens <= most:
+                raise RequestError(
+                    f"max_tokens={shape.max_tokens!r}; allowed: whole numbers from 1 to {most}, the positions of "
+                    f"{encoder}, or None for its usual {text.max_tokens}"
+                )
+            text = replace(text, max_tokens=shape.max_tokens)
+        return cls(text, items, shape, adapters=adapters, cache=cache)
+
+    def trained_above(self) -> dict[str, nn.Parameter]:
+        """Return the trunk's own parameters from the first adapted layer on, by name."""
+        lower = {id(p) for layer in self._lower_layers() for p in layer.parameters()}
+        if self.frozen is not None:
+            chain = {id(p) for layer in layer_list(self.trunk) for p in layer.parameters()}
+            lower |= {id(p) for p in self.trunk.parameters() if id(p) not in chain}
+        return {name: p for name, p in self.trunk.named_parameters() if id(p) not in lower}
+
+    def rewards(
+        self, item: Array, row: Array, factors: Mapping[str, Tensor], *, people: int | None, scale: float
+    ) -> Tensor:
+        """Return float32 [m] rewards of items int64 [m].
+
+        `factors` holds shared tensors and, where `people` is a number, persons' own ones with a leading axis of that
+        length, which `row` int64 [m] counts.
+        """
+        dtype = DTYPES[self.shape.dtype]
+        bound = {name: value.to(dtype) for name, value in factors.items() if name != HEAD}
+        parts = list(self._parts(self.lengths[item]))
+        if not parts:
+            return torch.zeros(0, device=self.device)
+        found = [self._pooled(item[part], row[part], bound, people, scale) for part in parts]
+        order = np.concatenate(parts)
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        seen = torch.cat(found)[torch.from_numpy(back).to(self.device)]  # (m, width)
+        head = factors[HEAD]
+        if head.dim() == 2:
+            head = head[torch.from_numpy(row).to(self.device)]
+        return (seen * head).sum(-1)
+
+    def pooled_features(self, item: Array) -> Float32:
+        """Return what the head sees of items without any adapter, float32 [m, width]."""
+        out = np.empty((len(item), self.width), np.float32)
+        with torch.no_grad():
+            for part in self._parts(self.lengths[item]):
+                found = self._pooled(item[part], np.zeros(len(part), np.int64), {}, None, 1.0)
+                out[part] = found.cpu().numpy()
+        return out
+
+    def _parts(self, lengths: Array) -> Iterator[Array]:
+        """Yield buckets of sequences; one for all where the backward pass runs the layers again, on what is bound."""
+        if self.shape.checkpointing and torch.is_grad_enabled():
+            return iter([np.arange(len(lengths))] if len(lengths) else [])
+        return buckets(lengths, _MOST_TOKENS)
+
+    def _pooled(self, item: Array, row: Array, factors: dict[str, Tensor], people: int | None, scale: float) -> Tensor:
+        """Return the pooled last hidden state of items, float32 [m, width]."""
+        lengths = torch.from_numpy(self.lengths[item]).to(self.device)
+        mask = torch.arange(int(self.lengths[item].max()), device=self.device)[None] < lengths[:, None]  # (m, tokens)
+        plan = None
+        if people is not None and factors:
+            whose = torch.from_numpy(row).to(self.device)[:, None].expand_as(mask)
+            # padding belongs to nobody, and costs nothing
+            plan = plan_batch(torch.where(mask, whose, -1), people, check=False)
+        self.binding.factors, self.binding.plan, self.binding.scale = factors, plan, scale
+        hidden = self._last_hidden(item, mask).float()
+        found = pooled(hidden, mask, self.text.pooling)
+        return nn.functional.normalize(found, dim=1) if self.text.pooling == "mean" else found
+
+    def _last_hidden(self, item: Array, mask: Tensor) -> Tensor:
+        host = mask.cpu()
+        if self.frozen is not None and self._activations is not None:
+            hidden = torch.zeros((*mask.shape, self.width), dtype=torch.float32)
+            hidden[host] = torch.from_numpy(self._flat(item, self._activations.values))
+            hidden = hidden.to(self.device, DTYPES[self.shape.dtype])
+            return self.frozen.run_above(hidden, mask.long()).last_hidden_state
+        ids = torch.full(mask.shape, self._pad, dtype=torch.long)
+        ids[host] = torch.from_numpy(self._flat(item, self.tokens.ids)).long()
+        return self.trunk(input_ids=ids.to(self.device), attention_mask=mask.long()).last_hidden_state
+
+    def _flat(self, item: Array, values: Array) -> Array:
+        """Return the rows of ragged values that belong to items, one item after the other."""
+        lengths = self.lengths[item]
+        ends = np.cumsum(lengths)
+        return values[np.repeat(self.tokens.offsets[item] - ends + lengths, lengths) + np.arange(int(ends[-1]))]
+
+    @property
+    def _pad(self) -> int:
+        return int(self.text.tokenizer.pad_token_id or 0)
+
+    def _frozen_layers(self) -> FrozenLayers | None:
+        chosen = self.shape.adapt_layers
+        if chosen is None:
+            return None
+        depth = len(layer_list(self.trunk))
+        if not isinstance(chosen, int) or not 1 <= chosen <= depth:
+            raise RequestError(
+                f"adapt_layers={chosen!r}: allowed are 1 to {depth}, the layers of {self.text.id}, or None for all"
+            )
+        return FrozenLayers(self.trunk, depth - chosen) if chosen < depth else None
+
+    def _lower_layers(self) -> list[nn.Module]:
+        return [] if self.frozen is None else list(layer_list(self.trunk))[: self.frozen.n_frozen]
+
+    def _adapt(self, targets: tuple[str, ...]) -> tuple[LayerShape, ...]:
+        """Put an adapted layer in the place of every target, and return their shapes."""
+        lower = {id(m) for layer in self._lower_layers() for m in layer.modules()}
+        found: list[LayerShape] = []
+        for name, parent in list(self.trunk.named_modules()):
+            for child, module in list(parent.named_children()):
+                widths = linear_widths(module)
+                if child in targets and widths is not None and id(module) not in lower:
+                    full = f"{name}.{child}" if name else child
+                    setattr(parent, child, AdaptedLinear(module, full, self.binding))
+                    found.append(LayerShape(full, *widths))
+        if lacking := set(targets) - {f.name.rpartition(".")[2] for f in found}:
+            linear = {n.rpartition(".")[2] for n, m in self.trunk.named_modules() if linear_widths(m)} - {"base"}
+            raise RequestError(
+                f"targets {sorted(lacking)} name no linear layer of {self.text.id}; it has {sorted(linear)}"
+            )
+        return tuple(found)
+
+    def _lower(self, cache: Path | None) -> Activations:
+        """Return the cached input of the first adapted layer, for all items."""
+        frozen = self.frozen
+        assert frozen is not None
+
+        def compute() -> Float32:
+            out = np.empty((int(self.tokens.offsets[-1]), self.width), np.float32)
+            for part in buckets(self.lengths, _MOST_TOKENS):
+                lengths = torch.from_numpy(self.lengths[part])
+                mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+                ids = torch.full(mask.shape, self._pad, dtype=torch.long)
+                ids[mask] = torch.from_numpy(self._flat(part, self.tokens.ids)).long()
+                hidden = frozen.capture(ids.to(self.device), mask.long().to(self.device)).float().cpu().numpy()
+                for i, values in zip(part, hidden, strict=True):
+                    out[self.tokens.offsets[i] : self.tokens.offsets[i + 1]] = values[: self.lengths[i]]
+            return out
+
+        return Activations.cached(self.text, frozen.n_frozen, self.tokens, compute, cache)
+
+
+def _checkpoint(trunk: Any) -> None:
+    """Keep only layers' inputs for the backward pass, with every dropout rate at 0."""
+    # transformers 5 renamed it
+    enable = getattr(trunk, "activation_checkpointing_enable", None) or trunk.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    trunk.train()  # nothing is recomputed in eval mode
+    for module in trunk.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_prob", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _config(trunk: nn.Module, *names: str) -> Any:
+    for name in names:
+        if (value := getattr(trunk.config, name, None)) is not None:
+            return value
+    raise MethodError(f"the configuration of {type(trunk).__name__} has none of {', '.join(names)}")

@@ -1,0 +1,263 @@
+"""Joint training on mixed batches: one forward pass for all people of a batch, AdamW on what is shared and theirs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datasets_registry.records import Comparisons, Float32
+from methods.backbone.layout import HEAD, Layout, unpacked
+from methods.backbone.reward_model import RewardModel
+from methods.backbone.row_adamw import RowAdamW
+from methods.backbone.sequences import Batches, Sequences
+
+Array = NDArray[Any]
+
+
+@dataclass(slots=True, eq=False)
+class Factors:
+    """Everything besides the trunk: shared tensors by name, and `table` [n_people, P], a flat row for each person.
+
+    `trunk` are parameters of the trunk that are trained themselves, by name; empty for methods with adapters.
+    """
+
+    layout: Layout
+    shared: dict[str, Tensor]
+    table: Tensor
+    scale: float
+    trunk: dict[str, torch.nn.Parameter] = field(default_factory=dict[str, torch.nn.Parameter])
+
+    def bound(self, own: Tensor) -> dict[str, Tensor]:
+        """Return all factors by name, those of persons from their rows [n, P]."""
+        return {**self.shared, **unpacked(own, self.layout.own)}
+
+    def snapshot(self) -> list[Tensor]:
+        """Return copies of all that is trained."""
+        return [t.detach().clone() for t in (*self.shared.values(), self.table, *self.trunk.values())]
+
+    @torch.no_grad()
+    def restore(self, kept: Sequence[Tensor]) -> None:
+        """Put a snapshot back."""
+        for tensor, value in zip((*self.shared.values(), self.table, *self.trunk.values()), kept, strict=True):
+            tensor.copy_(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How one stage is trained: passes over the data (a fraction cuts the steps), batch, rates, linear decay to 0.
+
+    lr_own and lr_head are those of persons' rows and of the head; None is `lr`. `trained` names shared factors that
+    move (None: all, the empty set: none). `micro_batch` comparisons are run at once, their gradients added.
+    """
+
+    epochs: float
+    batch: int
+    lr: float
+    lr_own: float | None = None
+    lr_head: float | None = None
+    weight_decay: float = 0.0
+    micro_batch: int | None = None
+    balanced: bool = False
+    trained: frozenset[str] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Teller:
+    """Tells on stderr how far a long training is, at most every ten seconds."""
+
+    title: str
+    total: int
+    began: float = field(default_factory=time.monotonic)
+    told: float = field(default_factory=time.monotonic)
+
+    def step(self, done: int, loss: float) -> None:
+        now = time.monotonic()
+        if now - self.told > 10:
+            self.told = now
+            left = (now - self.began) * (self.total - done) / done
+            print(f"{self.title}: step {done} of {self.total}, loss {loss:.3f}, {left:.0f} s left", file=sys.stderr)
+
+
+def train(
+    model: RewardModel,
+    factors: Factors,
+    batches: Batches,
+    schedule: Schedule,
+    *,
+    title: str,
+    score: Callable[[], float] | None = None,
+) -> int:
+    """Train one stage in place and return how many comparisons were learned from.
+
+    `score` is asked after every pass, and at the end the factors with the least are put back; None keeps the last.
+    """
+    plan = [rows for number in range(int(np.ceil(schedule.epochs))) for rows in batches.epoch(number)]
+    ends = np.cumsum([len(batches.epoch(number)) for number in range(int(np.ceil(schedule.epochs)))]).tolist()
+    total = max(1, round(len(plan) * schedule.epochs / max(1, np.ceil(schedule.epochs)))) if plan else 0
+    optimiser, rows_optimiser = _optimisers(factors, schedule)
+    teller, learned = _Teller(title, total), 0
+    best, best_score = factors.snapshot(), score() if score is not None else float("inf")
+    for done, rows in enumerate(plan[:total]):
+        decay = 1.0 - done / total
+        for group in optimiser.param_groups if optimiser else []:
+            group["lr"] = decay * group["peak"]
+        loss = _step(model, factors, batches.table.take(rows), schedule, optimiser, rows_optimiser, decay)
+        learned += len(rows)
+        teller.step(done + 1, loss)
+        if score is not None and (done + 1 in ends or done + 1 == total):
+            now = score()
+            if now < best_score:
+                best, best_score = factors.snapshot(), now
+    if score is not None:
+        factors.restore(best)
+    for tensor in factors.shared.values():
+        tensor.requires_grad_(False)
+    return learned
+
+
+def _optimisers(factors: Factors, schedule: Schedule) -> tuple[torch.optim.AdamW | None, RowAdamW | None]:
+    names = [n for n in factors.shared if schedule.trained is None or n in schedule.trained]
+    for name, tensor in factors.shared.items():
+        tensor.requires_grad_(name in names)
+    groups: list[dict[str, Any]] = []
+    head_rate = schedule.lr if schedule.lr_head is None else schedule.lr_head
+    for rate, tensors in (
+        (schedule.lr, [factors.shared[n] for n in names if n != HEAD] + list(factors.trunk.values())),
+        (head_rate, [factors.shared[n] for n in names if n == HEAD]),
+    ):
+        if tensors and rate:
+            groups.append({"params": tensors, "lr": rate, "peak": rate, "weight_decay": schedule.weight_decay})
+    own = RowAdamW(factors.table, weight_decay=schedule.weight_decay) if factors.layout.personal else None
+    return torch.optim.AdamW(groups) if groups else None, own
+
+
+def _step(
+    model: RewardModel,
+    factors: Factors,
+    table: Comparisons,
+    schedule: Schedule,
+    optimiser: torch.optim.AdamW | None,
+    own: RowAdamW | None,
+    decay: float,
+) -> float:
+    """Take one step on a batch; its comparisons' mean loss, weighted, is returned."""
+    people = np.unique(table.user)
+    rows = torch.from_numpy(people.astype(np.int64)).to(factors.table.device)
+    leaf = factors.table[rows].requires_grad_() if own is not None else None
+    at = table.for_users(np.searchsorted(people, table.user))
+    total, size = float(table.weight.sum()), schedule.micro_batch or len(table)
+    loss = 0.0
+    for start in range(0, len(at), size):
+        part = at.take(slice(start, start + size))
+        loss += _backward(model, factors, part, leaf, len(people), part.weight / max(total, 1e-12))
+    if optimiser is not None:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    if own is not None and leaf is not None and leaf.grad is not None:
+        own.step(rows, leaf.grad, decay * (schedule.lr if schedule.lr_own is None else schedule.lr_own))
+    return loss
+
+
+def _backward(
+    model: RewardModel, factors: Factors, table: Comparisons, leaf: Tensor | None, people: int, weight: Float32
+) -> float:
+    """Add the gradient of sum_n weight_n NLL_n, and return that sum."""
+    margin = _margins(model, factors, table, leaf, people)
+    label = torch.from_numpy(table.label).to(margin.device)
+    each = torch.nn.functional.binary_cross_entropy_with_logits(margin, label, reduction="none")
+    loss = (each * torch.from_numpy(weight).to(margin.device)).sum()
+    if loss.requires_grad:
+        loss.backward()
+    return float(loss.detach())
+
+
+def _margins(model: RewardModel, factors: Factors, table: Comparisons, own: Tensor | None, people: int) -> Tensor:
+    """Return reward(first) - reward(second), [n]; `table.user` is a row of `own`."""
+    said = Sequences.of(table, personal=own is not None)
+    bound = factors.bound(factors.table[:0] if own is None else own)
+    reward = model.rewards(said.item, said.user, bound, people=people if own is not None else None, scale=factors.scale)
+    return (
+        reward[torch.from_numpy(said.first).to(reward.device)] - reward[torch.from_numpy(said.second).to(reward.device)]
+    )
+
+
+@torch.no_grad()
+def scored(
+    model: RewardModel, factors: Factors, own: Tensor | None, user: Array, item: Array, *, at_once: int = 512
+) -> Float32:
+    """Return float32 [m] rewards of items for the people `user` int64 [m], rows of `own` [n, P]."""
+    out = np.empty(len(item), np.float32)
+    order = np.lexsort((user, model.lengths[item]))
+    for start in range(0, len(order), at_once):
+        part = order[start : start + at_once]
+        if own is None:
+            bound, rows, people = factors.bound(factors.table[:0]), np.zeros(len(part), np.int64), None
+        else:
+            who, rows = np.unique(user[part], return_inverse=True)
+            bound = factors.bound(own[torch.from_numpy(who.astype(np.int64)).to(own.device)])
+            rows, people = rows.reshape(-1), len(who)
+        out[part] = model.rewards(item[part], rows, bound, people=people, scale=factors.scale).cpu().numpy()
+    return out
+
+
+def margins_of(model: RewardModel, factors: Factors, own: Tensor | None, table: Comparisons) -> Float32:
+    """Return float32 [n] margins of comparisons; `table.user` is a row of `own`; a text is run once per person."""
+    said = Sequences.of(table, personal=own is not None)
+    reward = scored(model, factors, own, said.user, said.item)
+    return reward[said.first] - reward[said.second]
+
+
+def fit_rows(
+    model: RewardModel,
+    factors: Factors,
+    start: Tensor,
+    histories: Comparisons,
+    n_people: int,
+    *,
+    steps: int,
+    lr: float,
+    at_once: int = 512,
+) -> Tensor:
+    """Return rows [n_people, P] fitted to what each person said, all that is shared being frozen.
+
+    Every step is on a person's whole history, its mean loss, so that nobody's path depends on who else is fitted;
+    people are taken together as far as their texts are fewer than `at_once`. Who said nothing keeps `start` [P].
+    """
+    own = start.expand(n_people, -1).clone()
+    for people in _together(histories, n_people, at_once):
+        table = histories.take(np.isin(histories.user, people))
+        at = table.for_users(np.searchsorted(people, table.user))
+        total = np.bincount(at.user, at.weight, minlength=len(people))
+        weight = (at.weight / np.maximum(total[at.user], 1e-12)).astype(np.float32)
+        part = own[torch.from_numpy(people).to(own.device)]
+        optimiser, everybody = RowAdamW(part), torch.arange(len(people), device=own.device)
+        for step in range(steps):
+            leaf = part.clone().requires_grad_()
+            _backward(model, factors, at, leaf, len(people), weight)
+            if leaf.grad is not None:
+                optimiser.step(everybody, leaf.grad, lr * (1.0 - step / steps))
+        own[torch.from_numpy(people).to(own.device)] = part
+    return own
+
+
+def _together(histories: Comparisons, n_people: int, at_once: int) -> Iterable[Array]:
+    """Yield people, int64, whose histories are fitted together."""
+    counts = 2 * np.bincount(histories.user, minlength=n_people)
+    said = np.flatnonzero(counts)
+    if not len(said):
+        return
+    chunk = (np.cumsum(counts[said]) - counts[said]) // at_once
+    yield from np.split(said.astype(np.int64), np.flatnonzero(np.diff(chunk)) + 1)
+
+
+def with_layout(factors: Factors, layout: Layout, table: Tensor) -> Factors:
+    """Return factors of another layout: shared ones that it keeps, and another table."""
+    return replace(factors, layout=layout, shared={n: factors.shared[n] for n in layout.shared}, table=table)
