@@ -57,24 +57,26 @@ class Payload:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What a cell's process gives back: margin columns by name, and costs."""
+    """What a cell's process gives back: margin columns by name, costs, and how many texts the method cut."""
 
     arrays: dict[str, Array]
     cost: dict[str, float | int | None]
+    truncated: int = 0
 
     def pack(self) -> tuple[bytes, bytes]:
         """Return the answer as a safetensors blob and a JSON blob."""
         from safetensors.numpy import save
 
-        return save({k: np.asarray(v, order="C") for k, v in self.arrays.items()}), json.dumps(self.cost).encode()
+        told = {"cost": self.cost, "truncated": self.truncated}
+        return save({k: np.asarray(v, order="C") for k, v in self.arrays.items()}), json.dumps(told).encode()
 
     @classmethod
-    def unpack(cls, arrays: bytes, cost: bytes) -> Answer:
+    def unpack(cls, arrays: bytes, told: bytes) -> Answer:
         """Read what `pack` wrote."""
         from safetensors.numpy import load
 
         # safetensors hands arrays back in any order; files written from them must not depend on it
-        return cls(dict(sorted(load(arrays).items())), json.loads(cost))
+        return cls(dict(sorted(load(arrays).items())), **json.loads(told))
 
 
 def answer(payload: Payload) -> Answer:
@@ -112,7 +114,7 @@ def answer(payload: Payload) -> Answer:
         "peak_device_bytes": peak_device_bytes(payload.budget.device),
         "peak_rss_delta_bytes": memory.peak_delta(),
     }
-    return Answer(arrays, cost)
+    return Answer(arrays, cost, int(method.truncated))
 
 
 def _world(payload: Payload) -> World:

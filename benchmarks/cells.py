@@ -20,7 +20,8 @@ from methods.interface import Method
 class Prepared:
     """A dataset made ready once per suite: content, digest, where its features lie (None if no method reads them).
 
-    `encoder_revision` is told for an encoder whose id does not pin it, as a branch of the hub does not.
+    `encoder_revision` is told for an encoder whose id does not pin it, as a branch of the hub does not; `truncated`
+    counts the texts that the encoder cut.
     """
 
     plan: DatasetPlan
@@ -28,6 +29,7 @@ class Prepared:
     digest: str
     features: Path | None
     encoder_revision: str | None = None
+    truncated: int = 0
     splits: dict[tuple[int, int], Split] = field(default_factory=dict[tuple[int, int], Split])
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.export import app as export_app
 from benchmarks.printing import plain, print_json, print_table
 from datasets_registry.errors import HetprefError, RequestError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(export_app, name="export")
 JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 Names = Annotated[str | None, typer.Option(metavar="A,B", help="Only these, comma-separated.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.")]

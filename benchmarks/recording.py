@@ -132,7 +132,10 @@ def _record(
         status=outcome.status,
         reason=outcome.reason,
         counts=Counts(
-            users=len(np.unique(said.user)), units=distinct_units(said.user, said.unit), comparisons=len(said)
+            users=len(np.unique(said.user)),
+            units=distinct_units(said.user, said.unit),
+            comparisons=len(said),
+            truncated=_truncated(cell, outcome),
         ),
         margins=margins,
         cost=Cost.model_validate(outcome.answer.cost) if outcome.answer else Cost(),
@@ -145,3 +148,10 @@ def _worked_on(cell: Cell, outcome: Outcome) -> str:
     """Return the device that a cell's costs are of: one that could use a GPU and did not has worked on the CPU."""
     unused = outcome.answer is not None and outcome.answer.cost.get("peak_device_bytes") is None
     return "cpu" if unused else cell.device
+
+
+def _truncated(cell: Cell, outcome: Outcome) -> int:
+    """Return how many of the dataset's texts were cut: by the encoder whose features were read, or by the method."""
+    reads = "features" in cell.method.cls.spec.needs
+    own = outcome.answer.truncated if outcome.answer is not None else 0
+    return own + (cell.prepared.truncated if reads else 0)

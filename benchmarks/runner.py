@@ -164,7 +164,7 @@ def prepare(plan: DatasetPlan, progress: Progress, entries: list[MethodEntry] | 
     """
     from datasets_registry import load
     from datasets_registry.encoders import ENCODERS, find_encoder
-    from datasets_registry.features import features_path
+    from datasets_registry.features import features_facts, features_path
     from datasets_registry.probes import checked_probe
 
     progress.note(f"preparing {plan.name} with {plan.encoder}")
@@ -175,8 +175,9 @@ def prepare(plan: DatasetPlan, progress: Progress, entries: list[MethodEntry] | 
     if report.refusals:
         raise DataError(f"{data.id} is refused by the format probe: {'; '.join(report.refusals)}")
     features = features_path(data, plan.encoder) if read else None
+    cut = int(features_facts(data, plan.encoder)["truncated"]) if read else 0
     moving = plan.encoder not in ENCODERS
-    return Prepared(plan, data, data.digest, features, find_encoder(plan.encoder).revision if moving else None)
+    return Prepared(plan, data, data.digest, features, find_encoder(plan.encoder).revision if moving else None, cut)
 
 
 def _tickets(todo: list[Cell], limits: Limits) -> Iterator[tuple[Cell, Callable[[], Any]]]:

@@ -31,8 +31,9 @@ class MethodSpec:
     """What a method is, for listings, cards and the harness.
 
     `needs`: "features" (an encoder's output), "backbone" (an encoder's own model, to train in), "user-metadata",
-    "truth" (granted to built-in controls on simulated data only). `scoring`: pairwise judges have their margins averaged
-    over both orders by the harness. A `control` stands in every table and is never ranked. `expected_failures` maps a conformance check to the reason why it cannot hold.
+    "truth" (granted to built-in controls on simulated data only). `scoring`: pairwise judges have their margins
+    averaged over both orders by the harness. A `control` stands in every table and is never ranked.
+    `expected_failures` maps a conformance check to the reason why it cannot hold.
     """
 
     name: str
@@ -235,6 +236,11 @@ class Method(ABC):
     def comparisons_trained(self) -> int | None:
         """Return how many comparisons `fit` learned from, each counted once per pass; None if not told."""
         return None
+
+    @property
+    def truncated(self) -> int:
+        """Return how many texts of the items the method cut to what its model reads; what an encoder cut is not its."""
+        return 0
 
     def memory_estimate(self, encoder: str, n_users: int) -> Mapping[str, int] | None:
         """Return the bytes that a fit on `n_users` people will take on its device, by part; None if it is not told."""

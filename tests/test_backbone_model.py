@@ -9,7 +9,9 @@ import torch
 from datasets_registry.errors import RequestError
 from datasets_registry.records import Items
 from datasets_registry.text_models import TextModel, load_text_model
+from methods.backbone import reward_model
 from methods.backbone.frozen_layers import FrozenLayers, layer_list
+from methods.backbone.last_token import LastOnly
 from methods.backbone.layout import HEAD, Layout, sizes, unpacked
 from methods.backbone.reward_model import RewardModel, Shape
 
@@ -89,6 +91,25 @@ def test_adapters_are_what_they_are_merged_into_the_weights(encoder, owners):
             modules[layer.name].base.weight += 0.7 * b.T @ a
     expected = plain.pooled_features(ALL) @ factors[HEAD].numpy()
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "down_proj")])
+def test_leaving_out_what_no_last_token_reads_changes_neither_rewards_nor_gradients(targets, monkeypatch):
+    told = []
+    for run in (reward_model.run_last_only, lambda trunk, binding: False):
+        monkeypatch.setattr(reward_model, "run_last_only", run)
+        made = model("tiny-llama@1", targets=targets)
+        left_out = any(isinstance(m, LastOnly) for m in made.trunk.modules())
+        layout, shared, own = drawn(made, 2, a="user")
+        leaves = [t.requires_grad_() for t in (*shared.values(), own)]
+        got = rewards(made, layout, shared, own, row=ALL % 2)
+        told.append((left_out, got.detach(), torch.autograd.grad(got.pow(2).sum(), leaves)))
+    (left_out, got, grads), (never, expected, wanted) = told
+    # adapters in the part that is left out need every token's plan
+    assert (left_out, never) == (targets[1] == "v_proj", False)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    for mine, right in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", TINY)

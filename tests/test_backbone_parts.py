@@ -80,6 +80,13 @@ def test_buckets_hold_everything_once_and_pad_little(lengths, most):
         assert len(part) == 1 or (len(part) * longest <= most and longest <= 2 * shortest)
 
 
+def test_buckets_that_hold_enough_are_of_nearly_one_length():
+    lengths = np.random.default_rng(0).integers(32, 65, 256)
+    found = list(buckets(lengths, 2048))
+    assert sum(len(part) * lengths[part].max() for part in found) < 1.05 * lengths.sum()
+    assert len(found) < 12
+
+
 def batches(said, **options):
     people = np.unique(said.user)
     histories = Histories.group(said, people)

@@ -15,13 +15,15 @@ class Binding:
     """What every adapted layer of a model reads during one call: the factors, and which token is whose.
 
     `factors` maps "LAYER/a", "LAYER/b" and "LAYER/core" to [r, d], or [n, r, d] with a row per person of the plan. With
-    `plan` None all of them are shared. An empty mapping is the base alone.
+    `plan` None all of them are shared. An empty mapping is the base alone. `last` int64 [texts] is the place of each
+    text's last token, where nothing but that is read in the end.
     """
 
     factors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     plan: Plan | None = None
     scale: float = 1.0
     backend: str = "auto"
+    last: Tensor | None = None
 
 
 class AdaptedLinear(nn.Module):

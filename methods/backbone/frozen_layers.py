@@ -31,9 +31,7 @@ def layer_list(trunk: nn.Module) -> nn.ModuleList:
     for module in trunk.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
-    raise MethodError(
-        f"{type(trunk).__name__} has no list of {depth} layers; give adapt_layers=None, which adapts all"
-    )
+    raise MethodError(f"{type(trunk).__name__} has no list of {depth} layers; give adapt_layers=None, which adapts all")
 
 
 class _Passed(nn.Module):

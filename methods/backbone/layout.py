@@ -84,10 +84,14 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
 
 
 def unpacked(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return views of flat rows [..., P] by name, each [..., *shape]; one split, so that its gradient is one copy."""
+    """Return the parts of flat rows [..., P] by name, each [..., *shape]; one split, so that its gradient is one copy.
+
+    Each lies in memory of its own: the kernels would copy a view anew at every call.
+    """
     if not shapes:
         return {}
     parts: Sequence[Tensor] = flat.split(sizes(shapes), dim=-1)
     return {
-        name: part.reshape(*flat.shape[:-1], *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        name: part.reshape(*flat.shape[:-1], *shape).contiguous()
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }

@@ -32,7 +32,8 @@ class BackboneMethod(Method):
 
     rank, alpha: of the adapters; their output is scaled by alpha / rank. targets: names of linear layers to adapt
     (None: query and value projections). adapt_layers: only so many of the last layers, the output of those below being
-    cached. epochs, batch, lr: AdamW with linear decay on batches of about so many comparisons, people mixed.
+    cached. epochs, batch, lr: AdamW with linear decay on batches of about so many comparisons, people mixed, with
+    passes going on until `min_steps` are taken.
     micro_batch: how many are run at once. lr_own and lr_head: rates of what is a person's own and of the head (None:
     lr). init_scale multiplies the bound 1/sqrt(d_in) that every A is drawn within. head_init: "random" (standard
     deviation .02), "zero", or "probe", pooled Bradley-Terry on the frozen model. user_balanced: people in turn. select:
@@ -44,6 +45,7 @@ class BackboneMethod(Method):
     alpha: float = 16.0
     lr: float = 5e-5
     epochs: float = 3
+    min_steps: int = 0
     batch: int = 128
     micro_batch: int | None = None
     weight_decay: float = 0.0
@@ -142,6 +144,11 @@ class BackboneMethod(Method):
         """Return how many comparisons were learned from, each counted once per pass."""
         return getattr(self, "comparisons_trained_", None)
 
+    @property
+    def truncated(self) -> int:
+        """Return how many texts of the items were cut to the model's limit, or to `max_tokens`."""
+        return self._ready()[0].tokens.truncated
+
     def memory_estimate(self, encoder: str, n_users: int) -> Mapping[str, int] | None:
         """Return the bytes of weights, adapters, their gradients and moments, and activations."""
         from methods.backbone.memory import estimate
@@ -163,6 +170,7 @@ class BackboneMethod(Method):
 
         return Schedule(
             epochs=self.epochs,
+            min_steps=self.min_steps,
             batch=self.batch,
             lr=self.lr,
             lr_own=self.lr_own,
@@ -178,6 +186,7 @@ class BackboneMethod(Method):
             "rank": (self.rank, lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1"),
             "batch": (self.batch, lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1"),
             "epochs": (self.epochs, lambda v: v >= 0, "numbers from 0"),
+            "min_steps": (self.min_steps, lambda v: isinstance(v, int) and v >= 0, "whole numbers from 0"),
             "lr": (self.lr, lambda v: v > 0, "numbers above 0"),
             "adapt_steps": (self.adapt_steps, lambda v: isinstance(v, int) and v >= 0, "whole numbers from 0"),
             "head_init": (self.head_init, lambda v: v in ("random", "zero", "probe"), "random, zero, probe"),

@@ -1,4 +1,4 @@
-"""Adapters as PEFT keeps them in files: one person's is written for others to load, and a shared one is read as a start.
+"""Adapters as PEFT keeps them in files: one person's is written for others to load, and any is read as a start.
 
 PEFT stores lora_A.weight [r, d_in] and lora_B.weight [d_out, r], scaled by lora_alpha / r; ours are A [r, d_in] and
 B [r, d_out], so that B is transposed. A person's core C is written as C A. Weights are safetensors only.
@@ -123,7 +123,7 @@ def must_have_adapters(method: object) -> BackboneMethod:
 
 
 def write_adapter(method: BackboneMethod, state: UserState, folder: Path, *, user: str) -> list[Path]:
-    """Write one person's adapter as a folder that `peft.PeftModel.from_pretrained(base, folder)` reads; return its files.
+    """Write one person's adapter as a folder that `peft.PeftModel.from_pretrained(base, folder)` reads; return files.
 
     The base is a sequence classifier of one output for causal models; otherwise the plain model, and the head lies in
     reward_head.safetensors under "head" [d]. `state` is one of a fitted method, `user` what README.md calls the person.
@@ -131,7 +131,7 @@ def write_adapter(method: BackboneMethod, state: UserState, folder: Path, *, use
     that are not finite.
     """
     must_have_adapters(method)
-    _must_be_free(folder)
+    must_be_free(folder)
     model, factors = method._ready()
     own = _own_factors(method, factors, state)
     if strange := [name for name, value in own.items() if not bool(value.isfinite().all())]:
@@ -204,7 +204,8 @@ def _packed(tensors: Mapping[str, Tensor]) -> bytes:
     return save({n: t.contiguous().clone() for n, t in tensors.items()}, metadata={"format": "pt"})
 
 
-def _must_be_free(folder: Path) -> None:
+def must_be_free(folder: Path) -> None:
+    """Raise RequestError for a folder that an adapter cannot be written to: it holds something else."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise RequestError(f"{folder} holds files that are no adapter's; give an empty or new folder")
     if folder.exists() and not folder.is_dir():
@@ -346,7 +347,7 @@ def _read_head(where: Path, saved: Mapping[str, Tensor], width: int, model: Rewa
             raise RequestError(f"{where / HEAD_FILE} holds {told}; {model.text.id} needs [{width}]")
         return head
     score = saved.get("score.weight")
-    others = [name for name in saved if name != "score.weight"]
+    others = sorted(name for name in saved if name != "score.weight")
     if score is not None and model.text.pooling == "last":
         if score.shape != (1, width):
             raise RequestError(

@@ -43,7 +43,9 @@ class Base:
 def readme(base: Base, method: str, dataset: str, user: str, task: str, prefix: str) -> str:
     """Return the text; its one block of Python defines `rewards(texts)`, [n] for n texts, and is run by a test."""
     about = ["library_name: peft", *([f"base_model: {base.name}"] if base.revision else [])]
-    exact = "" if base.dtype == "float32" else f" It was trained in {base.dtype}; scores in float32 agree to its rounding."
+    exact = (
+        "" if base.dtype == "float32" else f" It was trained in {base.dtype}; scores in float32 agree to its rounding."
+    )
     needs = "`peft`, `transformers` 4.56 or later" + ("" if base.revision else " and `hetpref`")
     return "\n".join(
         [
@@ -55,7 +57,8 @@ def readme(base: Base, method: str, dataset: str, user: str, task: str, prefix: 
             f"A reward model as a LoRA adapter of `{base.name}`. The differences of two texts' rewards are logits: "
             f"sigmoid(r(a) - r(b)) is the probability that this person prefers a to b.{exact}",
             "",
-            f"It needs {needs}. A text is the prompt, a line break and the response.",
+            f"It needs {needs}. A text is the prompt, a line break and the response, or the response alone where there "
+            "is no prompt.",
             "",
             "```python",
             *_code(base, task, prefix),
@@ -81,7 +84,7 @@ def _code(base: Base, task: str, prefix: str) -> list[str]:
         f"    batch = tokenizer(texts, truncation=True, max_length={base.max_tokens}, padding=True,",
         '                      return_token_type_ids=False, return_tensors="pt")',
         "    with torch.no_grad():",
-        *(["        return model(**batch).logits[:, 0].float()"] if scored else _pooled(base)),
+        *(["        return model(**batch).logits[:, 0]"] if scored else _pooled(base)),
         "",
         r'print(rewards(["Which plan?\nThe cheap one.", "Which plan?\nThe green one."]))',
     ]
@@ -121,7 +124,7 @@ def _from_package(base: Base, prefix: str, scored: bool) -> list[str]:
 
 def _pooled(base: Base) -> list[str]:
     """Return the lines that read the head's input from the last hidden states."""
-    hidden = "        hidden = model(**batch).last_hidden_state.float()  # [n, tokens, d]"
+    hidden = "        hidden = model(**batch).last_hidden_state  # [n, tokens, d]"
     if base.pooling == "last":
         last = '    last = batch["attention_mask"].sum(1) - 1'
         return [hidden, last, "    return hidden[torch.arange(len(last)), last] @ head"]

@@ -21,13 +21,15 @@ from datasets_registry.records import Float32, Items
 from datasets_registry.text_models import TextModel, load_text_model, pooled, tokenise
 from methods.backbone.adapted_linear import AdaptedLinear, Binding, linear_widths
 from methods.backbone.frozen_layers import Activations, FrozenLayers, layer_list
+from methods.backbone.last_token import run_last_only
 from methods.backbone.layout import HEAD, LayerShape
 from methods.backbone.sequences import buckets
 from methods.lowrank import plan_batch
 
 Array = NDArray[Any]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_MOST_TOKENS = 16_384
+# A CPU computes no faster on more tokens than its caches hold, and padding costs as much as text; a GPU wants many.
+_CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class RewardModel:
         self.binding = Binding()
         self.frozen = self._frozen_layers()
         self.layers = self._adapt(text.targets) if adapters else ()
+        if text.pooling == "last":
+            run_last_only(self.trunk, self.binding)
         self.width = int(_config(self.trunk, "hidden_size", "n_embd"))
         if shape.checkpointing:
             _checkpoint(self.trunk)
@@ -127,7 +131,7 @@ class RewardModel:
         """Yield buckets of sequences; one for all where the backward pass runs the layers again, on what is bound."""
         if self.shape.checkpointing and torch.is_grad_enabled():
             return iter([np.arange(len(lengths))] if len(lengths) else [])
-        return buckets(lengths, _MOST_TOKENS)
+        return buckets(lengths, self._at_once)
 
     def _pooled(self, item: Array, row: Array, factors: dict[str, Tensor], people: int | None, scale: float) -> Tensor:
         """Return the pooled last hidden state of items, float32 [m, width]."""
@@ -139,6 +143,7 @@ class RewardModel:
             # padding belongs to nobody, and costs nothing
             plan = plan_batch(torch.where(mask, whose, -1), people, check=False)
         self.binding.factors, self.binding.plan, self.binding.scale = factors, plan, scale
+        self.binding.last = lengths - 1
         hidden = self._last_hidden(item, mask).float()
         found = pooled(hidden, mask, self.text.pooling)
         return nn.functional.normalize(found, dim=1) if self.text.pooling == "mean" else found
@@ -159,6 +164,10 @@ class RewardModel:
         lengths = self.lengths[item]
         ends = np.cumsum(lengths)
         return values[np.repeat(self.tokens.offsets[item] - ends + lengths, lengths) + np.arange(int(ends[-1]))]
+
+    @property
+    def _at_once(self) -> int:
+        return _CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS
 
     @property
     def _pad(self) -> int:
@@ -203,7 +212,7 @@ class RewardModel:
 
         def compute() -> Float32:
             out = np.empty((int(self.tokens.offsets[-1]), self.width), np.float32)
-            for part in buckets(self.lengths, _MOST_TOKENS):
+            for part in buckets(self.lengths, self._at_once):
                 lengths = torch.from_numpy(self.lengths[part])
                 mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
                 ids = torch.full(mask.shape, self._pad, dtype=torch.long)

@@ -46,6 +46,9 @@ class Sequences:
 def buckets(lengths: Array, most_tokens: int) -> Iterator[Array]:
     """Yield index arrays of sequences of like length, each at most `most_tokens` when padded (one sequence at least).
 
+    A bucket ends where the next sequence is twice as long as its shortest; once it holds a quarter of `most_tokens`,
+    where that is a tenth longer.
+
     >>> [b.tolist() for b in buckets(np.array([5, 2, 2, 9]), 10)]
     [[1, 2], [0], [3]]
     """
@@ -55,7 +58,8 @@ def buckets(lengths: Array, most_tokens: int) -> Iterator[Array]:
         end = start + 1
         # sorted ascending: the last one of a bucket is what the others are padded to
         while end < len(order) and (end + 1 - start) * int(lengths[order[end]]) <= most_tokens:
-            if int(lengths[order[end]]) > 2 * int(lengths[order[start]]):
+            held = (end - start) * int(lengths[order[end - 1]])
+            if int(lengths[order[end]]) > (1.1 if 4 * held >= most_tokens else 2) * int(lengths[order[start]]):
                 break
             end += 1
         yield order[start:end]
@@ -97,6 +101,16 @@ class Batches:
             if len(part):
                 found.append(np.concatenate([rows[bounds[g] : bounds[g + 1]] for g in part]))
         return found
+
+    def steps(self, total: int) -> Iterator[tuple[Array, bool]]:
+        """Yield the rows of `total` batches, pass after pass, and whether a batch is the last of its pass."""
+        number = 0
+        while total > 0:
+            order = self.epoch(number)
+            for place, rows in enumerate(order[:total], start=1):
+                yield rows, place == len(order)
+            total -= len(order)
+            number += 1
 
     def _dealt(self, user: Array, place: Array) -> Array:
         """Return as many groups as there are, people in turn; whoever has run out begins again."""

@@ -55,7 +55,8 @@ class Schedule:
     """How one stage is trained: passes over the data (a fraction cuts the steps), batch, rates, linear decay to 0.
 
     lr_own and lr_head are those of persons' rows and of the head; None is `lr`. `trained` names shared factors that
-    move (None: all, the empty set: none). `micro_batch` comparisons are run at once, their gradients added.
+    move (None: all, the empty set: none). Passes go on until `min_steps` are taken. `micro_batch` comparisons are run
+    at once, their gradients added.
     """
 
     epochs: float
@@ -67,6 +68,15 @@ class Schedule:
     micro_batch: int | None = None
     balanced: bool = False
     trained: frozenset[str] | None = None
+    min_steps: int = 0
+
+    def part(self, share: float) -> Schedule:
+        """Return a schedule of a share of the steps."""
+        return replace(self, epochs=share * self.epochs, min_steps=round(share * self.min_steps))
+
+    def steps(self, per_pass: int) -> int:
+        """Return how many steps there are, given how many batches a pass has."""
+        return max(round(self.epochs * per_pass), self.min_steps) if per_pass else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -99,20 +109,18 @@ def train(
 
     `score` is asked after every pass, and at the end the factors with the least are put back; None keeps the last.
     """
-    plan = [rows for number in range(int(np.ceil(schedule.epochs))) for rows in batches.epoch(number)]
-    ends = np.cumsum([len(batches.epoch(number)) for number in range(int(np.ceil(schedule.epochs)))]).tolist()
-    total = max(1, round(len(plan) * schedule.epochs / max(1, np.ceil(schedule.epochs)))) if plan else 0
-    optimiser, rows_optimiser = _optimisers(factors, schedule)
+    total = schedule.steps(len(batches.epoch(0)))
+    optimiser, rows_optimiser = optimisers(factors, schedule)
     teller, learned = _Teller(title, total), 0
     best, best_score = factors.snapshot(), score() if score is not None else float("inf")
-    for done, rows in enumerate(plan[:total]):
-        decay = 1.0 - done / total
+    for done, (rows, ends_a_pass) in enumerate(batches.steps(total), start=1):
+        decay = 1.0 - (done - 1) / total
         for group in optimiser.param_groups if optimiser else []:
             group["lr"] = decay * group["peak"]
-        loss = _step(model, factors, batches.table.take(rows), schedule, optimiser, rows_optimiser, decay)
+        loss = train_step(model, factors, batches.table.take(rows), schedule, optimiser, rows_optimiser, decay)
         learned += len(rows)
-        teller.step(done + 1, loss)
-        if score is not None and (done + 1 in ends or done + 1 == total):
+        teller.step(done, loss)
+        if score is not None and (ends_a_pass or done == total):
             now = score()
             if now < best_score:
                 best, best_score = factors.snapshot(), now
@@ -123,7 +131,8 @@ def train(
     return learned
 
 
-def _optimisers(factors: Factors, schedule: Schedule) -> tuple[torch.optim.AdamW | None, RowAdamW | None]:
+def optimisers(factors: Factors, schedule: Schedule) -> tuple[torch.optim.AdamW | None, RowAdamW | None]:
+    """Return the optimisers of what is shared and of the table's rows; None where nothing of it is trained."""
     names = [n for n in factors.shared if schedule.trained is None or n in schedule.trained]
     for name, tensor in factors.shared.items():
         tensor.requires_grad_(name in names)
@@ -139,7 +148,7 @@ def _optimisers(factors: Factors, schedule: Schedule) -> tuple[torch.optim.AdamW
     return torch.optim.AdamW(groups) if groups else None, own
 
 
-def _step(
+def train_step(
     model: RewardModel,
     factors: Factors,
     table: Comparisons,

@@ -50,5 +50,5 @@ class LoraGlobalLocalA(BackboneMethod):
         """Train the shared adapter, hand everybody its A, and train those alone."""
         everybody = lesson.train(lesson.shared_start(), self.schedule, "global")
         own = lesson.personal(everybody, "copied")
-        epochs = self.epochs if self.local_epochs is None else self.local_epochs
-        return lesson.train(own, replace(self.schedule, epochs=epochs, trained=frozenset()), "local A")
+        epochs, steps = (self.epochs, self.min_steps) if self.local_epochs is None else (self.local_epochs, 0)
+        return lesson.train(own, replace(self.schedule, epochs=epochs, min_steps=steps, trained=frozenset()), "local A")

@@ -11,7 +11,7 @@ instead; `core` puts a person's own matrix or diagonal between two shared factor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from datasets_registry.errors import unknown
@@ -73,7 +73,7 @@ class PShareLora(BackboneMethod):
                 raise unknown(f"{name} of p-share-lora", str(given), allowed)
         start, schedule = lesson.shared_start(), self.schedule
         if self.init == "warmup":
-            start = lesson.train(start, replace(schedule, epochs=self.warmup * schedule.epochs), "warm-up")
-            schedule = replace(schedule, epochs=(1 - self.warmup) * schedule.epochs)
+            start = lesson.train(start, schedule.part(self.warmup), "warm-up")
+            schedule = schedule.part(1 - self.warmup)
         drawn = "independent" if self.init == "independent" else "copied"
         return lesson.train(lesson.personal(start, drawn), schedule)
