@@ -13,7 +13,7 @@ from board_fixtures import METHODS, Bench, made, oracle, pooled, shrunk
 from datasets_registry.errors import DataError, RequestError
 from leaderboard.board import build_board, read_board
 from leaderboard.compare import compare
-from leaderboard.markdown import END, START, renew_readme
+from leaderboard.markdown import END, START, renew_readme, text
 from leaderboard.metrics import METRICS
 from leaderboard.publish import publish
 from leaderboard.rows import RARE_COSTS, CostRow, Leaderboard
@@ -235,7 +235,7 @@ def test_a_name_with_a_plus_goes_everywhere_a_name_goes(bench, tmp_path):
     built = build_board([other.root], [{"name": name, "title": "Global and local"}], bench.labels)
     assert {r.label for r in built.leaderboard.rows} == {"pooled-bt", name}
     assert f"| {name} |" in built.to_markdown()
-    assert name in built.to_text()
+    assert name in text(built.leaderboard, width=160)
     out = tmp_path / "out"
     built.write(out)
     assert read_board(out) == built.leaderboard
