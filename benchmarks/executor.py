@@ -184,7 +184,8 @@ class LocalExecutor:
         cell.base_rss = cell.base_rss or used
         if used - cell.base_rss > cell.limits.memory_bytes:
             megabytes = cell.limits.memory_bytes >> 20
-            return Outcome("out_of_memory", reason=_with_stderr(f"out of memory: over the limit of {megabytes} MB", cell))
+            told = f"out of memory: over the limit of {megabytes} MB"
+            return Outcome("out_of_memory", reason=_with_stderr(told, cell))
         return None
 
 
