@@ -81,9 +81,9 @@ class Answer:
 
 def answer(payload: Payload) -> Answer:
     """Run one cell: fit once, then answer every question with it."""
-    _seed_everything(payload.budget.seed)
+    seed_everything(payload.budget.seed)
     memory, clock = MemoryMeter(), Clock(payload.budget.device)
-    world = _world(payload)
+    world = world_of(payload)
     method = payload.method(**payload.config)
     with clock.measure("fit"):
         method.fit(payload.train, payload.val, world, payload.budget)
@@ -117,7 +117,8 @@ def answer(payload: Payload) -> Answer:
     return Answer(arrays, cost, int(method.truncated))
 
 
-def _world(payload: Payload) -> World:
+def world_of(payload: Payload) -> World:
+    """Return what the method of a payload may look at, the features being memory-mapped."""
     needs = payload.method.spec.needs
     features = None
     if "features" in needs and payload.features is not None:
@@ -175,7 +176,8 @@ def _check_states(states: Any, n: int, title: str) -> None:
         raise MethodError(f"{title}: adapt returned {got}, expected a list of {n} UserState, one per person asked for")
 
 
-def _seed_everything(seed: int) -> None:
+def seed_everything(seed: int) -> None:
+    """Seed the generators that a method might draw from besides its own."""
     import torch
 
     random.seed(seed)

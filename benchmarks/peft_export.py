@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.cell_process import Payload, _seed_everything, _world
+from benchmarks.cell_process import Payload, seed_everything, world_of
 from benchmarks.cells import Cell, Fit, MethodEntry, Prepared, without_model
 from benchmarks.display import LiveProgress
 from benchmarks.meters import must_be_there
@@ -207,14 +207,14 @@ def _fitted(wanted: Wanted, on: FittedOn, cell: Cell) -> Fitted:
     from methods.backbone.peft_files import must_have_adapters
 
     payload = build_payload(cell, inf)
-    _seed_everything(payload.budget.seed)
+    seed_everything(payload.budget.seed)
     if wanted.saved is not None:
         method = must_have_adapters(_load(wanted.saved, cell, payload))
-        method._device = wanted.device  # a saved method does not say where it works
+        method.work_on(wanted.device)
     else:
         method = must_have_adapters(payload.method(**payload.config))
         LiveProgress().note(f"fitting {cell.title}")
-        method.fit(payload.train, payload.val, _world(payload), payload.budget)
+        method.fit(payload.train, payload.val, world_of(payload), payload.budget)
     return Fitted(method, on, cell, payload)
 
 
@@ -222,7 +222,7 @@ def _load(folder: Path, cell: Cell, payload: Payload) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return cell.method.cls.load(folder, _world(payload))
+        return cell.method.cls.load(folder, world_of(payload))
     except (ValueError, KeyError, TypeError, SafetensorError) as why:
         raise DataError(f"{folder} is not a whole saved method ({why}); save it again with --save") from why
 

@@ -59,7 +59,7 @@ def test_a_written_adapter_scores_the_same_in_peft(encoder, layout, tmp_path):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-5)
         adapted = {n for n, m in model.named_modules() if hasattr(m, "lora_A")}
-        assert len(adapted) == len(method._ready()[0].layers)
+        assert len(adapted) == len(method.ready()[0].layers)
     written = json.loads((tmp_path / CONFIG).read_text())
     assert written["base_model_name_or_path"] == encoder
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors", ".md"}
@@ -156,7 +156,7 @@ def test_without_a_head_in_the_folder_ours_is_kept(tmp_path):
     (tmp_path / HEAD_FILE).unlink()
     again = fitted("lora-global", "tiny-bert@1", start=str(tmp_path), epochs=0)
     fresh = fitted("lora-global", "tiny-bert@1", epochs=0)
-    width = again._ready()[0].width
+    width = again.ready()[0].width
     np.testing.assert_array_equal(again.shared_[:-width], method.shared_[:-width])
     np.testing.assert_array_equal(again.shared_[-width:], fresh.shared_[-width:])
 

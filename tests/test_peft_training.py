@@ -111,7 +111,7 @@ def test_a_global_adapter_trains_as_pefts_own_does(encoder, tmp_path, steps):
         theirs.backward()
         optimiser.step()
         assert theirs.item() == pytest.approx(step.loss, rel=1e-5)
-        for name, value in by_our_names(model, head, method._ready()[0].layers).items():
+        for name, value in by_our_names(model, head, method.ready()[0].layers).items():
             near(name, step.shared[name], value)
     moved = {n: (v - steps[0].shared[n]).abs().max() for n, v in steps[-1].shared.items()}
     assert all(v > 1e-3 for v in moved.values())

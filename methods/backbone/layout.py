@@ -30,9 +30,9 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Layout:
-    """Whose each factor is; `shapes` of shared ones and of a person's own follow, in one fixed order.
+    """Whose each factor is; the shapes of `shared` ones and of a person's `own` follow, in one fixed order.
 
-    `width` is that of the head. `full` stands for a trunk that is trained itself and has no adapters.
+    `width` is that of the head; a trunk that is trained itself and has no adapters has no `layers`.
     """
 
     layers: tuple[LayerShape, ...]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -33,12 +33,12 @@ class BackboneMethod(Method):
     rank, alpha: of the adapters; their output is scaled by alpha / rank. targets: names of linear layers to adapt
     (None: query and value projections). adapt_layers: only so many of the last layers, the output of those below being
     cached. epochs, batch, lr: AdamW with linear decay on batches of about so many comparisons, people mixed, with
-    passes going on until `min_steps` are taken.
-    micro_batch: how many are run at once. lr_own and lr_head: rates of what is a person's own and of the head (None:
-    lr). init_scale multiplies the bound 1/sqrt(d_in) that every A is drawn within. head_init: "random" (standard
-    deviation .02), "zero", or "probe", pooled Bradley-Terry on the frozen model. user_balanced: people in turn. select:
-    keep the pass with the least macro validation NLL, or the last. adapt_steps, adapt_lr: full-batch steps on a new
-    person's history. max_tokens, dtype, checkpointing: of the trunk. start: a PEFT LoRA folder to begin from.
+    passes going on until `min_steps` are taken. micro_batch: how many are run at once. lr_own and lr_head: rates of
+    what is a person's own and of the head (None: lr). init_scale multiplies the bound 1/sqrt(d_in) that every A is
+    drawn within. head_init: "random" (standard deviation .02), "zero", or "probe", pooled Bradley-Terry on the frozen
+    model. user_balanced: people in turn. select: keep the pass with the least macro validation NLL, or the last.
+    adapt_steps, adapt_lr: full-batch steps on a new person's history. max_tokens, dtype, checkpointing: of the trunk.
+    start: a PEFT LoRA folder to begin from.
     """
 
     rank: int = 32
@@ -63,6 +63,9 @@ class BackboneMethod(Method):
     dtype: str = "float32"
     checkpointing: bool = False
     start: str | None = None
+
+    _device: str = field(init=False, default="cpu")
+    _model: RewardModel | None = field(init=False, default=None)
 
     @abstractmethod
     def whose(self) -> Mapping[str, str]:
@@ -104,7 +107,7 @@ class BackboneMethod(Method):
         histories = Histories.of(history)
         new = np.flatnonzero(~seen & (histories.lengths > 0))
         if len(new) and self.adapt_steps:
-            model, factors = self._ready()
+            model, factors = self.ready()
             own[new] = (
                 fit_rows(
                     model,
@@ -113,7 +116,7 @@ class BackboneMethod(Method):
                     Histories.group(histories.table, new).table,
                     len(new),
                     steps=self.adapt_steps,
-                    lr=self._adapt_lr(),
+                    lr=self.schedule.own_rate if self.adapt_lr is None else self.adapt_lr,
                 )
                 .cpu()
                 .numpy()
@@ -124,14 +127,14 @@ class BackboneMethod(Method):
         """Return reward(first) - reward(second), float32 [n]; a text shown to one person twice is run once."""
         from methods.backbone.training import margins_of
 
-        model, factors = self._ready()
+        model, factors = self.ready()
         return margins_of(model, factors, self._own(states), queries)
 
     def rewards(self, states: Sequence[UserState], users: Array, items: Array) -> Float32 | None:
         """Return float32 [n] rewards of items."""
         from methods.backbone.training import scored
 
-        model, factors = self._ready()
+        model, factors = self.ready()
         return scored(model, factors, self._own(states), np.asarray(users), np.asarray(items))
 
     @property
@@ -147,7 +150,7 @@ class BackboneMethod(Method):
     @property
     def truncated(self) -> int:
         """Return how many texts of the items were cut to the model's limit, or to `max_tokens`."""
-        return self._ready()[0].tokens.truncated
+        return self.ready()[0].tokens.truncated
 
     def memory_estimate(self, encoder: str, n_users: int) -> Mapping[str, int] | None:
         """Return the bytes of weights, adapters, their gradients and moments, and activations."""
@@ -196,11 +199,6 @@ class BackboneMethod(Method):
             if not allowed(value):
                 raise RequestError(f"{self.spec.name}: {name}={value!r}; allowed: {told}")
 
-    def _adapt_lr(self) -> float:
-        if self.adapt_lr is not None:
-            return self.adapt_lr
-        return self.lr if self.lr_own is None else self.lr_own
-
     def _fresh_model(self) -> RewardModel:
         from datasets_registry.sources import home
         from methods.backbone.reward_model import RewardModel, Shape
@@ -213,14 +211,18 @@ class BackboneMethod(Method):
             max_tokens=self.max_tokens,
             dtype=self.dtype,
             checkpointing=self.checkpointing,
-            device=getattr(self, "_device", "cpu"),
+            device=self._device,
         )
         cache = home() / "activations" if self.adapt_layers is not None else None
         return RewardModel.load(self.world.encoder, self.world.items, shape, adapters=self.adapters, cache=cache)
 
-    def _ready(self) -> tuple[RewardModel, Factors]:
+    def work_on(self, device: str) -> None:
+        """Choose the device of a loaded method, which does not say where it works, before it is first used."""
+        self._device = device
+
+    def ready(self) -> tuple[RewardModel, Factors]:
         """Return the model and its factors, built anew after `load`."""
-        if getattr(self, "_model", None) is None:
+        if self._model is None:
             from methods.backbone.lesson import factors_of
 
             self._model = self._fresh_model()
@@ -233,7 +235,7 @@ class BackboneMethod(Method):
         if not self.table_.shape[1]:
             return None
         own = stack(states, "factors") if len(states) else np.zeros((0, self.table_.shape[1]), np.float32)
-        return torch.from_numpy(np.ascontiguousarray(own, np.float32)).to(self._ready()[0].device)
+        return torch.from_numpy(np.ascontiguousarray(own, np.float32)).to(self.ready()[0].device)
 
     @property
     def adapters(self) -> bool:

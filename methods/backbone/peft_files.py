@@ -132,7 +132,7 @@ def write_adapter(method: BackboneMethod, state: UserState, folder: Path, *, use
     """
     must_have_adapters(method)
     must_be_free(folder)
-    model, factors = method._ready()
+    model, factors = method.ready()
     own = _own_factors(method, factors, state)
     if strange := [name for name, value in own.items() if not bool(value.isfinite().all())]:
         raise MethodError(f"{method.spec.name}: {strange[0]} of {user!r:.60} is not finite; train with a lower lr")

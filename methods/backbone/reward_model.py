@@ -66,7 +66,7 @@ class RewardModel:
         if shape.checkpointing:
             _checkpoint(self.trunk)
         self.tokens = tokenise(text, [items.text(row) for row in range(len(items))])
-        self.lengths = np.diff(self.tokens.offsets)  # (n_items,)
+        self.lengths = self.tokens.lengths  # (n_items,)
         self._activations = self._lower(cache) if self.frozen else None
 
     @classmethod
@@ -149,29 +149,28 @@ class RewardModel:
         return nn.functional.normalize(found, dim=1) if self.text.pooling == "mean" else found
 
     def _last_hidden(self, item: Array, mask: Tensor) -> Tensor:
-        host = mask.cpu()
         if self.frozen is not None and self._activations is not None:
             hidden = torch.zeros((*mask.shape, self.width), dtype=torch.float32)
-            hidden[host] = torch.from_numpy(self._flat(item, self._activations.values))
+            hidden[mask.cpu()] = torch.from_numpy(self._activations.values[self._places(item)])
             hidden = hidden.to(self.device, DTYPES[self.shape.dtype])
             return self.frozen.run_above(hidden, mask.long()).last_hidden_state
-        ids = torch.full(mask.shape, self._pad, dtype=torch.long)
-        ids[host] = torch.from_numpy(self._flat(item, self.tokens.ids)).long()
-        return self.trunk(input_ids=ids.to(self.device), attention_mask=mask.long()).last_hidden_state
+        ids, attended = self._padded(item)
+        return self.trunk(input_ids=ids, attention_mask=attended).last_hidden_state
 
-    def _flat(self, item: Array, values: Array) -> Array:
-        """Return the rows of ragged values that belong to items, one item after the other."""
+    def _padded(self, item: Array) -> tuple[Tensor, Tensor]:
+        """Return the token ids of items and their mask, int64 [m, tokens], on the device."""
+        ids, mask = self.tokens.padded(item, int(self.text.tokenizer.pad_token_id))
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+    def _places(self, item: Array) -> Array:
+        """Return where the tokens of items lie among those of all texts, one item after the other."""
         lengths = self.lengths[item]
         ends = np.cumsum(lengths)
-        return values[np.repeat(self.tokens.offsets[item] - ends + lengths, lengths) + np.arange(int(ends[-1]))]
+        return np.repeat(self.tokens.offsets[item] - ends + lengths, lengths) + np.arange(int(ends[-1]))
 
     @property
     def _at_once(self) -> int:
         return _CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS
-
-    @property
-    def _pad(self) -> int:
-        return int(self.text.tokenizer.pad_token_id or 0)
 
     def _frozen_layers(self) -> FrozenLayers | None:
         chosen = self.shape.adapt_layers
@@ -213,13 +212,9 @@ class RewardModel:
         def compute() -> Float32:
             out = np.empty((int(self.tokens.offsets[-1]), self.width), np.float32)
             for part in buckets(self.lengths, self._at_once):
-                lengths = torch.from_numpy(self.lengths[part])
-                mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
-                ids = torch.full(mask.shape, self._pad, dtype=torch.long)
-                ids[mask] = torch.from_numpy(self._flat(part, self.tokens.ids)).long()
-                hidden = frozen.capture(ids.to(self.device), mask.long().to(self.device)).float().cpu().numpy()
-                for i, values in zip(part, hidden, strict=True):
-                    out[self.tokens.offsets[i] : self.tokens.offsets[i + 1]] = values[: self.lengths[i]]
+                ids, mask = self._padded(part)
+                hidden = frozen.capture(ids, mask)[mask.bool()]  # (tokens of the part, width)
+                out[self._places(part)] = hidden.float().cpu().numpy()
             return out
 
         return Activations.cached(self.text, frozen.n_frozen, self.tokens, compute, cache)

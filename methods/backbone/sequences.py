@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def buckets(lengths: Array, most_tokens: int) -> Iterator[Array]:
         start = end
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Batches:
     """The order in which a table is trained on: batches of about `size` comparisons, groups (person, unit) kept whole.
 
@@ -81,18 +82,23 @@ class Batches:
     seed: int
     balanced: bool = False
 
-    def epoch(self, number: int) -> list[Array]:
-        """Return the rows of each batch of an epoch, in order."""
+    @cached_property
+    def _groups(self) -> tuple[Array, Array, Array, Array]:
+        """Return the groups' users and units, int64 [n], the rows of all in their order, and each group's bounds."""
         table = self.table
         width = int(table.unit.max(initial=0)) + 1
         groups, member = np.unique(table.user.astype(np.int64) * width + table.unit, return_inverse=True)
         member = member.reshape(-1)
-        user, unit = groups // width, groups % width
-        salt = np.uint64(seed_of("batches", self.seed, number))
-        place = mix(mix(self.keys[user], unit.astype(np.uint64)), np.full(len(groups), salt, np.uint64))
-        order = self._dealt(user, place) if self.balanced else np.argsort(place, kind="stable")
         rows = np.argsort(member, kind="stable")
         bounds = np.searchsorted(member[rows], np.arange(len(groups) + 1))
+        return groups // width, groups % width, rows, bounds
+
+    def epoch(self, number: int) -> list[Array]:
+        """Return the rows of each batch of an epoch, in order."""
+        user, unit, rows, bounds = self._groups
+        salt = np.uint64(seed_of("batches", self.seed, number))
+        place = mix(mix(self.keys[user], unit.astype(np.uint64)), np.full(len(user), salt, np.uint64))
+        order = self._dealt(user, place) if self.balanced else np.argsort(place, kind="stable")
         counts = np.diff(bounds)[order]
         # a batch ends with the group that fills it
         batch = (np.cumsum(counts) - counts) // max(1, self.size)

@@ -70,6 +70,16 @@ class Schedule:
     trained: frozenset[str] | None = None
     min_steps: int = 0
 
+    @property
+    def own_rate(self) -> float:
+        """Return the rate of persons' rows."""
+        return self.lr if self.lr_own is None else self.lr_own
+
+    @property
+    def head_rate(self) -> float:
+        """Return the rate of a shared head."""
+        return self.lr if self.lr_head is None else self.lr_head
+
     def part(self, share: float) -> Schedule:
         """Return a schedule of a share of the steps."""
         return replace(self, epochs=share * self.epochs, min_steps=round(share * self.min_steps))
@@ -137,10 +147,9 @@ def optimisers(factors: Factors, schedule: Schedule) -> tuple[torch.optim.AdamW 
     for name, tensor in factors.shared.items():
         tensor.requires_grad_(name in names)
     groups: list[dict[str, Any]] = []
-    head_rate = schedule.lr if schedule.lr_head is None else schedule.lr_head
     for rate, tensors in (
         (schedule.lr, [factors.shared[n] for n in names if n != HEAD] + list(factors.trunk.values())),
-        (head_rate, [factors.shared[n] for n in names if n == HEAD]),
+        (schedule.head_rate, [factors.shared[n] for n in names if n == HEAD]),
     ):
         if tensors and rate:
             groups.append({"params": tensors, "lr": rate, "peak": rate, "weight_decay": schedule.weight_decay})
@@ -171,7 +180,7 @@ def train_step(
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     if own is not None and leaf is not None and leaf.grad is not None:
-        own.step(rows, leaf.grad, decay * (schedule.lr if schedule.lr_own is None else schedule.lr_own))
+        own.step(rows, leaf.grad, decay * schedule.own_rate)
     return loss
 
 
@@ -265,8 +274,3 @@ def _together(histories: Comparisons, n_people: int, at_once: int) -> Iterable[A
         return
     chunk = (np.cumsum(counts[said]) - counts[said]) // at_once
     yield from np.split(said.astype(np.int64), np.flatnonzero(np.diff(chunk)) + 1)
-
-
-def with_layout(factors: Factors, layout: Layout, table: Tensor) -> Factors:
-    """Return factors of another layout: shared ones that it keeps, and another table."""
-    return replace(factors, layout=layout, shared={n: factors.shared[n] for n in layout.shared}, table=table)
