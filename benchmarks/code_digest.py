@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -26,9 +27,14 @@ def source_sha256(cls: type[Method]) -> str:
     Own modules are the class's and, within the catalogue or the plug-in's package, those that they import, and
     the kernels or the backbone where one of these imports them: editing one method does not run the others again.
     """
-    h = hashlib.sha256(_shared().encode())
-    for path in sorted(_own_files(cls.__module__)):
-        h.update(f"\x1e{path.name}\x1f".encode() + path.read_bytes())
+    return files_sha256(((p.name, p) for p in sorted(_own_files(cls.__module__))), start=_shared().encode())
+
+
+def files_sha256(named: Iterable[tuple[str, Path]], *, start: bytes = b"") -> str:
+    """Return the sha256 of `start` and of files, each under a name, in the order given."""
+    h = hashlib.sha256(start)
+    for name, path in named:
+        h.update(f"\x1e{name}\x1f".encode() + path.read_bytes())
     return h.hexdigest()
 
 
@@ -40,10 +46,7 @@ def _shared() -> str:
         *(p for p in (_ROOT / "methods").rglob("*.py") if p.relative_to(_ROOT).parts[1] not in ("catalog", *_ROOMS)),
         *(_ROOT / "benchmarks" / f"{name}.py" for name in _OF_THE_RUNNER),
     ]
-    h = hashlib.sha256()
-    for path in sorted(files):
-        h.update(f"\x1e{path.relative_to(_ROOT).as_posix()}\x1f".encode() + path.read_bytes())
-    return h.hexdigest()
+    return files_sha256((p.relative_to(_ROOT).as_posix(), p) for p in sorted(files))
 
 
 def _own_files(module: str) -> set[Path]:

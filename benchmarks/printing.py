@@ -1,13 +1,14 @@
-"""How the command line prints: plain JSON values, and tables."""
+"""How the command lines print: plain JSON values, tables, notes, and errors as one line."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from datasets_registry.errors import printable
+from datasets_registry.errors import HetprefError, RequestError, printable
 
 
 def plain(value: Any) -> Any:
@@ -38,3 +39,24 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def note(text: str) -> None:
+    """Say one thing on stderr, now."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_command(function: Callable[..., None], module: str, epilog: str) -> None:
+    """Run a function as the command of `python -m benchmarks.MODULE`.
+
+    A wrong request ends with exit code 2 and one line, another error of ours with exit code 1 and one line.
+    """
+    import typer
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(epilog=epilog)(function)
+    try:
+        app(prog_name=f"python -m benchmarks.{module}")
+    except HetprefError as why:
+        note(f"{module}: {why}")
+        raise SystemExit(2 if isinstance(why, RequestError) else 1) from None

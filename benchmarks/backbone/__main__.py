@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from datasets_registry.errors import HetprefError, RequestError, unknown
+from benchmarks.printing import note, run_command
+from datasets_registry.errors import RequestError, unknown
 
 if TYPE_CHECKING:
     from benchmarks.backbone.workloads import Workload
@@ -48,7 +47,7 @@ def measure(
         _measure(out, only, rounds, encoder, quick, record)
     except KeyboardInterrupt:
         # Here, since typer ends on it without a word.
-        _note("stopped; nothing was written")
+        note("stopped; nothing was written")
         raise typer.Exit(130) from None
 
 
@@ -76,28 +75,26 @@ def _measure(out: Path, only: str, rounds: int, encoder: str, quick: bool, recor
     trunk = encoder or None
     chosen = {group: entries(group, trunk, quick) for group in GROUPS if only in ("", group)}
     # First, while this process has started no thread of a tokenizer.
-    peaks = measure_memory(chosen[MEMORY], _note) if MEMORY in chosen else []
-    steps = [t for g, who in chosen.items() if g != MEMORY for t in measure_group(g, who, rounds, _note)]
+    peaks = measure_memory(chosen[MEMORY], note) if MEMORY in chosen else []
+    steps = [t for g, who in chosen.items() if g != MEMORY for t in measure_group(g, who, rounds, note)]
     told = {**_told(next(iter(chosen.values()))[0].work, rounds), "gemm_flops_per_s": gemm_rate()}
     cost = Cost(told, tuple(steps), tuple(peaks))
     path = out / f"{device_class('cpu')}.json"
     write_cost(cost, path)
     print_report(cost)
-    _note(f"written: {path}")
+    note(f"written: {path}")
     if record:
         write_cost(cost, recorded)
         renew(page, cost)
-        _note(f"recorded: {recorded} and {page}")
+        note(f"recorded: {recorded} and {page}")
 
 
 def _told(work: Workload, rounds: int) -> dict[str, Any]:
     """Return when, where and with what it was measured."""
     from benchmarks.backbone.workloads import RANDOM
-    from benchmarks.kernels.options import cpu_model, packages
-    from benchmarks.meters import device_class, environment, source
-    from methods.lowrank import available_backends
+    from benchmarks.kernels.options import measured_with
+    from benchmarks.meters import device_class, source
 
-    where, code = environment("cpu", threads=1), source()
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "device_class": device_class("cpu"),
@@ -114,43 +111,22 @@ def _told(work: Workload, rounds: int) -> dict[str, Any]:
             "longest": work.longest,
             "rank": work.rank,
         },
-        "measured_with": {
-            "code_sha256": _code_sha256(),
-            "commit": code.commit,
-            "dirty": code.dirty,
-            "python": where.python,
-            "packages": packages(),
-            "cpu": cpu_model(),
-            "backends": sorted(name for name, told in available_backends().items() if told == "ok"),
-        },
+        "measured_with": measured_with() | {"code_sha256": _code_sha256(), "commit": source().commit},
     }
 
 
 def _code_sha256() -> str:
     """Return the digest of what the numbers depend on: backbone, kernels (compiled or not), and the benchmark."""
+    from benchmarks.code_digest import files_sha256
+
     rooms = (_ROOT / "methods" / "backbone", _ROOT / "methods" / "lowrank", Path(__file__).parent)
-    h = hashlib.sha256()
-    for path in sorted(p for room in rooms for p in room.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        h.update(f"\x1e{path.relative_to(_ROOT).as_posix()}\x1f".encode() + path.read_bytes())
-    return h.hexdigest()
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    files = sorted(p for room in rooms for p in room.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return files_sha256((p.relative_to(_ROOT).as_posix(), p) for p in files)
 
 
 def main() -> None:
     """Run the command; a wrong request ends with exit code 2 and one line."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(epilog=_EPILOG)(measure)
-    try:
-        app(prog_name="python -m benchmarks.backbone")
-    except RequestError as why:
-        _note(f"backbone: {why}")
-        raise SystemExit(2) from None
-    except HetprefError as why:
-        _note(f"backbone: {why}")
-        raise SystemExit(1) from None
+    run_command(measure, "backbone", _EPILOG)
 
 
 if __name__ == "__main__":

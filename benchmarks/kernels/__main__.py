@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from benchmarks.printing import note, run_command
 from datasets_registry.errors import HetprefError, RequestError, unknown
 
 _EPILOG = (
@@ -35,7 +35,7 @@ def measure(
         right = _measure("full" if full else grid, out, only, fresh)
     except KeyboardInterrupt:
         # Here, since typer ends on it without a word.
-        _note(f"stopped; the same command{' without --fresh' if fresh else ''} goes on from here")
+        note(f"stopped; the same command{' without --fresh' if fresh else ''} goes on from here")
         raise typer.Exit(130) from None
     raise typer.Exit(0 if right else 1)
 
@@ -58,40 +58,27 @@ def _measure(grid: str, out: Path, only: str, fresh: bool) -> bool:
     if not cells:
         first = GRIDS[grid]()[0].name
         raise RequestError(f"no cell of the {grid} grid has {only!r} in its name; names are like {first}")
-    cells = affordable(cells, psutil.virtual_memory().available, _note)
+    cells = affordable(cells, psutil.virtual_memory().available, note)
     if not cells:
         raise HetprefError(
             "no cell fits into the memory that is free: nothing was measured. Free some, or choose smaller"
         )
     prepare(out)
-    outcome = run_cells(cells, grid, out, fresh, _note)
+    outcome = run_cells(cells, grid, out, fresh, note)
     if not outcome.written:
         raise HetprefError("nothing was measured; what pytest said is above")
     path = result_path(out)
     results = read_results(path)
     print_report([each for each in results if each.cell in outcome.written])
     for line in write_plots(results, out / PLOTS):
-        _note(line)
-    _note(f"written: {path}")
+        note(line)
+    note(f"written: {path}")
     return outcome.right
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """Run the command; a wrong request ends with exit code 2 and one line."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(epilog=_EPILOG)(measure)
-    try:
-        app(prog_name="python -m benchmarks.kernels")
-    except RequestError as why:
-        _note(f"kernels: {why}")
-        raise SystemExit(2) from None
-    except HetprefError as why:
-        _note(f"kernels: {why}")
-        raise SystemExit(1) from None
+    run_command(measure, "kernels", _EPILOG)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from contextlib import suppress
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.code_digest import files_sha256
 from benchmarks.meters import environment, source
 from datasets_registry.errors import printable
 from methods.lowrank import available_backends
@@ -27,10 +27,7 @@ def code_sha256() -> str:
     """Return the digest of what the numbers depend on: the kernels, compiled or not, and the benchmark."""
     files = [p for p in _HERE.glob("*.py") if p.name not in _NOT_MEASURING]
     files += [p for p in _KERNELS.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    h = hashlib.sha256()
-    for path in sorted(files):
-        h.update(f"\x1e{path.name}\x1f".encode() + path.read_bytes())
-    return h.hexdigest()
+    return files_sha256((p.name, p) for p in sorted(files))
 
 
 @cache
