@@ -169,11 +169,13 @@ def without_model(method: MethodEntry, plan: DatasetPlan) -> str | None:
 
 
 def fits(plan: DatasetPlan, grids: Grids, entry: MethodEntry, *, shuffle: bool) -> Iterator[Fit]:
-    """Yield what a method is fitted on in one repetition: every budget, and with `shuffle` the user-shuffle control."""
+    """Yield what a method is fitted on in one repetition: every budget, and with `shuffle` the user-shuffle control.
+
+    The control is fitted on the most people there are in the grid and at its last n_train, where the headline stands.
+    """
     tasks = (Task("seen", None), *(Task("unseen", n) for n in grids.n_support))
-    for n_users in plan.n_users:
-        if n_users != "all" and grids.people is not None and n_users >= grids.people:
-            continue
+    crowds = _crowds(plan, grids)
+    for n_users in crowds:
         for imbalance in plan.imbalance:
             skewed = "zipf" if imbalance == "zipf" else None
             for n in grids.n_train:
@@ -181,7 +183,14 @@ def fits(plan: DatasetPlan, grids: Grids, entry: MethodEntry, *, shuffle: bool) 
                     continue
                 yield Fit(n, n_users, skewed, None, tasks)
     if shuffle and entry.cls.spec.adaptation != "none" and entry.cls.spec.role == "method":
-        yield Fit(grids.n_train[-1], "all", None, "user_shuffle", tasks[:1])
+        most = max(crowds, key=lambda n: float("inf") if n == "all" else n)
+        yield Fit(grids.n_train[-1], most, None, "user_shuffle", tasks[:1])
+
+
+def _crowds(plan: DatasetPlan, grids: Grids) -> list[Count]:
+    """Return the numbers of seen people to fit on; one that the split has no more people than stands for all of them."""
+    whole = {n: n == "all" or (grids.people is not None and n >= grids.people) for n in plan.n_users}
+    return [*(n for n in plan.n_users if not whole[n]), *(["all"] if any(whole.values()) else [])]
 
 
 def _split(ready: Prepared, repetition: Repetition) -> Split:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import code_digest
-from benchmarks.cells import MethodEntry, plan_cells
+from benchmarks.cells import Grids, MethodEntry, fits, plan_cells
 from benchmarks.code_digest import source_sha256
 from benchmarks.payloads import build_payload
 from benchmarks.runner import Options, Summary, planned_cells, prepare
@@ -96,6 +96,24 @@ def test_titles_tell_cells_apart():
     titles = [c.title for c in plan_cells(suite, prepare(plan, Silent()), entries)]
     assert len(set(titles)) == len(titles)
     assert f"p-share-lora-linear (rank=1) on {plan.name}, n_train 4, n_users 32, zipf, seed 1" in titles
+
+
+@pytest.mark.parametrize(
+    ("people", "grid", "crowds", "shuffled"),
+    [
+        (48, (32,), [32], 32),
+        (48, (32, "all"), [32, "all"], "all"),
+        (48, ("all", 40, 32), [40, 32, "all"], "all"),
+        (24, (32, 64), ["all"], "all"),
+        (None, (32, 64), [32, 64], 64),
+    ],
+)
+def test_the_user_shuffle_control_stands_where_the_headline_does(people, grid, crowds, shuffled):
+    plan = DatasetPlan("any@1", "tabular@1", n_users=grid)
+    entry = MethodEntry(find("per-user-bt"), {}, "hetpref", "0", "")
+    *plain, control = fits(plan, Grids((1, 4), (0,), people), entry, shuffle=True)
+    assert [(f.n_users, f.n_train) for f in plain] == [(n, k) for n in crowds for k in (1, 4)]
+    assert (control.control, control.n_users, control.n_train) == ("user_shuffle", shuffled, 4)
 
 
 class Kept(Silent):
