@@ -188,7 +188,7 @@ def fits(plan: DatasetPlan, grids: Grids, entry: MethodEntry, *, shuffle: bool) 
 
 
 def _crowds(plan: DatasetPlan, grids: Grids) -> list[Count]:
-    """Return the numbers of seen people to fit on; one that the split has no more people than stands for all of them."""
+    """Return the numbers of seen people to fit on; one that is not below the split's stands for all of them."""
     whole = {n: n == "all" or (grids.people is not None and n >= grids.people) for n in plan.n_users}
     return [*(n for n in plan.n_users if not whole[n]), *(["all"] if any(whole.values()) else [])]
 

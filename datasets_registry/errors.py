@@ -26,6 +26,10 @@ class MethodError(HetprefError):
     """A method broke the common interface: wrong shape, NaN, an exception of its own."""
 
 
+class UnableError(MethodError):
+    """A method cannot serve what it is asked, by its own nature: the measurement is skipped and says why."""
+
+
 def unknown(kind: str, given: str, allowed: Iterable[str], *, then: str = "") -> RequestError:
     """Return the error for a name that is not in a registry: given, allowed, nearest, what to do.
 

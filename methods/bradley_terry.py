@@ -144,16 +144,16 @@ def person_keys(histories: Histories) -> NDArray[np.uint64]:
     return key
 
 
-def person_draws(pairs: Pairs, k: int, seed: int) -> Float64:
+def person_draws(histories: Histories, k: int, seed: int) -> Float64:
     """Return normal draws, float64 [n_users, k], that belong to what a person compared (`person_keys`).
 
     So neither renaming people nor another order of them changes a fit that starts from the draws.
     """
     from scipy.special import ndtri
 
-    key = person_keys(pairs.histories)
+    key = person_keys(histories)
     salt = np.array([seed_of("person-draws", seed, column) for column in range(k)], np.uint64)
-    draws = mix(np.repeat(key[:, None], k, 1), np.repeat(salt[None], pairs.n_users, 0))
+    draws = mix(np.repeat(key[:, None], k, 1), np.repeat(salt[None], len(histories), 0))
     return ndtri(((draws >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53)
 
 

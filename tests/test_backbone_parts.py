@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from datasets_registry.records import Comparisons
 from methods.backbone.layout import LayerShape, Layout, sizes, unpacked
 from methods.backbone.row_adamw import RowAdamW
-from methods.backbone.sequences import Batches, Sequences, buckets
+from methods.backbone.sequences import Sequences, buckets
+from methods.batches import Batches
 from methods.bradley_terry import person_keys
 from methods.interface import Histories
 

@@ -110,7 +110,8 @@ def test_blocks_gathered_anew_give_what_a_held_design_gives(stage):
 
 def test_training_of_factors_reaches_a_stationary_point(stage):
     pairs, users = Pairs.of_seen(stage.world, stage.train)
-    start = Factors(np.zeros(6), 0.5 * np.random.default_rng(0).normal(size=(6, 2)), person_draws(pairs, 2, 0))
+    codes = person_draws(pairs.histories, 2, 0)
+    start = Factors(np.zeros(6), 0.5 * np.random.default_rng(0).normal(size=(6, 2)), codes)
     found = train_factors(pairs, start, Shrinkage(0.3, 1.0), iterations=300)
     theta = found.base + found.codes @ found.basis.T
     residual = sigmoid(np.einsum("nd,nd->n", pairs.design(), theta[pairs.user])) - pairs.label

@@ -15,8 +15,8 @@ from datasets_registry.protocol import mix, seed_of
 from datasets_registry.records import Comparisons
 from methods.backbone.layout import HEAD, Layout, sizes
 from methods.backbone.reward_model import RewardModel
-from methods.backbone.sequences import Batches
 from methods.backbone.training import Factors, Schedule, margins_of, train
+from methods.batches import Batches
 from methods.bradley_terry import Pairs, calibrated_nll, held_out, person_keys, pooled_chosen
 from methods.interface import Budget, Histories
 

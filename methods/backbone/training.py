@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +15,9 @@ from datasets_registry.records import Comparisons, Float32
 from methods.backbone.layout import HEAD, Layout, unpacked
 from methods.backbone.reward_model import RewardModel
 from methods.backbone.row_adamw import RowAdamW
-from methods.backbone.sequences import Batches, Sequences
+from methods.backbone.sequences import Sequences
+from methods.batches import Batches
+from methods.progress import Teller
 
 Array = NDArray[Any]
 
@@ -89,23 +89,6 @@ class Schedule:
         return max(round(self.epochs * per_pass), self.min_steps) if per_pass else 0
 
 
-@dataclass(slots=True, eq=False)
-class _Teller:
-    """Tells on stderr how far a long training is, at most every ten seconds."""
-
-    title: str
-    total: int
-    began: float = field(default_factory=time.monotonic)
-    told: float = field(default_factory=time.monotonic)
-
-    def step(self, done: int, loss: float) -> None:
-        now = time.monotonic()
-        if now - self.told > 10:
-            self.told = now
-            left = (now - self.began) * (self.total - done) / done
-            print(f"{self.title}: step {done} of {self.total}, loss {loss:.3f}, {left:.0f} s left", file=sys.stderr)
-
-
 def train(
     model: RewardModel,
     factors: Factors,
@@ -121,7 +104,7 @@ def train(
     """
     total = schedule.steps(len(batches.epoch(0)))
     optimiser, rows_optimiser = optimisers(factors, schedule)
-    teller, learned = _Teller(title, total), 0
+    teller, learned = Teller(title, total), 0
     best, best_score = factors.snapshot(), score() if score is not None else float("inf")
     for done, (rows, ends_a_pass) in enumerate(batches.steps(total), start=1):
         decay = 1.0 - (done - 1) / total
@@ -129,7 +112,7 @@ def train(
             group["lr"] = decay * group["peak"]
         loss = train_step(model, factors, batches.table.take(rows), schedule, optimiser, rows_optimiser, decay)
         learned += len(rows)
-        teller.step(done, loss)
+        teller.step(done, lambda loss=loss: loss)
         if score is not None and (ends_a_pass or done == total):
             now = score()
             if now < best_score:

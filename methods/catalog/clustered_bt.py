@@ -114,7 +114,7 @@ class ClusteredBT(LinearMethod):
         parts = -(-k // len(fewer.theta))
         best, best_likelihood = fewer, float("-inf")
         for restart in range(max(1, self.restarts)):
-            draws = person_draws(pairs, parts, seed_of("clustered-bt", seed, k, restart))
+            draws = person_draws(pairs.histories, parts, seed_of("clustered-bt", seed, k, restart))
             member = (fewer.member * parts + draws.argmax(1)) % k
             theta = np.tile(average, (k, 1))
             likelihood = float("-inf")

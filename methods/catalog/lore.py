@@ -88,7 +88,7 @@ class LoRe(LinearFactors):
         theta, _ = pooled_chosen(pairs, val)
         noise = generator("lore", budget.seed).normal(size=(len(theta), self.rank)) * (self.rank > 1)
         start = theta[:, None] + self.spread * np.sqrt((theta * theta).mean()) * noise
-        codes = person_draws(pairs, self.rank, budget.seed)
+        codes = person_draws(pairs.histories, self.rank, budget.seed)
         if self.temperature is not None:
             temperatures = [self.temperature]
         else:

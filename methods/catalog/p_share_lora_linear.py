@@ -99,7 +99,7 @@ class PShareLoRALinear(LinearFactors):
 
     def _drawn(self, pairs: Pairs, seed: int) -> Float64:
         """Return the codes before training, float64 [n_users, r], in the paper's three ways."""
-        own = person_draws(pairs, self.rank_, seed)
+        own = person_draws(pairs.histories, self.rank_, seed)
         if self.init != "independent":
             own = generator("p-share-lora-linear", seed).normal(size=self.rank_) + 0.01 * own
         return self.init_scale * own

@@ -1,0 +1,1 @@
+"""Small networks on frozen features: what the neural methods of the catalogue are made of."""

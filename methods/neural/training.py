@@ -1,0 +1,113 @@
+"""Training a small network: batches as tensors, AdamW with a cosine, the best parameters on validation kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from datasets_registry.protocol import seed_of
+from datasets_registry.records import Comparisons
+from methods.batches import Batches
+from methods.progress import Teller
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Comparisons as tensors: first, second float32 [n, d]; label, weight float32 [n]; person, unit int64 [n]."""
+
+    first: Tensor
+    second: Tensor
+    label: Tensor
+    weight: Tensor
+    person: Tensor
+    unit: Tensor
+
+    @classmethod
+    def of(cls, table: Comparisons, inputs: Callable[[Array], Tensor], device: str) -> Rows:
+        """Gather a table."""
+        columns = (
+            np.asarray(table.label, np.float32),
+            np.asarray(table.weight, np.float32),
+            np.asarray(table.user, np.int64),
+            np.asarray(table.unit, np.int64),
+        )
+        return cls(inputs(table.first), inputs(table.second), *(torch.from_numpy(c).to(device) for c in columns))
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """AdamW's rate (falling to zero by a cosine over `steps`) and decay, and when validation is asked."""
+
+    lr: float
+    weight_decay: float
+    steps: int
+    every: int
+    patience: int
+
+
+def train_network(
+    net: nn.Module,
+    loss: Callable[[Array], Tensor],
+    batches: Batches,
+    schedule: Schedule,
+    *,
+    title: str,
+    score: Callable[[], float] | None = None,
+) -> int:
+    """Train in place and return how many comparisons were learned from.
+
+    `loss(rows)` gives the loss of each of these rows of the table, [n]. `score` is asked at the start, every
+    `schedule.every` steps and at the end; the parameters with the least are put back. None keeps the last.
+    """
+    moved = [p for p in net.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(moved, lr=schedule.lr, weight_decay=schedule.weight_decay)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, schedule.steps))
+    teller = Teller(title, schedule.steps)
+    best, best_score = _copied(net), score() if score is not None else float("inf")
+    learned = waited = 0
+    for step, (rows, _) in enumerate(batches.steps(schedule.steps), start=1):
+        net.train()
+        weight = torch.from_numpy(batches.table.weight[rows].astype(np.float32))
+        each = loss(rows)
+        total = (each * weight.to(each.device)).sum() / weight.sum().clamp(min=1e-12)
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        optimiser.step()
+        falling.step()
+        learned += len(rows)
+        teller.step(step, lambda total=total: float(total.detach()))
+        if score is not None and (step % schedule.every == 0 or step == schedule.steps):
+            now = score()
+            waited += 1
+            if now < best_score:
+                best, best_score, waited = _copied(net), now, 0
+            if waited >= schedule.patience:
+                break
+    if score is not None:
+        net.load_state_dict(best)
+    net.eval()
+    return learned
+
+
+@contextmanager
+def seeded(*what: object) -> Iterator[None]:
+    """Seed torch's generator by a context for a while, and put it back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of("neural", *what))
+        yield
+
+
+def _copied(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}
