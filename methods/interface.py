@@ -188,8 +188,8 @@ class Method(ABC):
     `__init__` takes keyword-only hyper-parameters with the published defaults and stores them untouched under their own
     names; validation is in `fit`; what is learned ends in `_` (arrays, numbers, strings), which is all that the default
     `save` and `load` need. `fit` must keep the world as `self.world`. `search` gives, for hyper-parameters that `fit`
-    does not choose itself, the values that tuning may try (`hetpref tune`). A method that cannot serve what it is asked,
-    as there is nobody to compare with, raises `UnableError`: that measurement is skipped, with the reason.
+    does not choose itself, the values that tuning may try (`hetpref tune`). A method that cannot serve what it is asked
+    by its own nature raises `UnableError`: that measurement is skipped, with the reason.
     """
 
     spec: ClassVar[MethodSpec]
