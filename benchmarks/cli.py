@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.export import app as export_app
+from benchmarks.options import JsonFlag, Names, Out, split_names
 from benchmarks.printing import plain, print_json, print_table
+from benchmarks.tune_command import tune
 from datasets_registry.errors import HetprefError, RequestError
 
 app = typer.Typer(
@@ -26,9 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(export_app, name="export")
-JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
-Names = Annotated[str | None, typer.Option(metavar="A,B", help="Only these, comma-separated.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.")]
+app.command()(tune)
 
 
 @app.command()
@@ -57,7 +57,12 @@ def datasets(as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def methods(as_json: JsonFlag = False) -> None:
+def methods(
+    as_json: JsonFlag = False,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE", help="Write the built-in ones as a Markdown page.")
+    ] = None,
+) -> None:
     """List the methods, built-in and plugged in.
 
     Example: hetpref methods --json
@@ -65,6 +70,12 @@ def methods(as_json: JsonFlag = False) -> None:
     from methods.registry import listing
 
     rows = listing()
+    if page is not None:
+        from benchmarks.method_page import method_page
+        from datasets_registry.atomic_write import write_atomically
+
+        write_atomically(page, method_page(rows).encode())
+        return print(f"written: {page}", file=sys.stderr)
     if as_json:
         return print_json(rows)
     shown = [
@@ -124,11 +135,11 @@ def run(
     from benchmarks.suites import load_suite, narrowed
 
     limits = {"seeds": seeds, "device": device, "time_limit_s": time_limit, "memory_limit_mb": memory_limit}
-    wanted = narrowed(load_suite(suite), _split_names(datasets), encoder, **limits)
+    wanted = narrowed(load_suite(suite), split_names(datasets), encoder, **limits)
     folder = out or Path("results") / wanted.name
     # Side by side on one GPU, cells would take each other's memory, and their timings would mean nothing.
     by_itself = 1 if wanted.device.startswith("cuda") else os.cpu_count() or 1
-    options = Options(_split_names(methods), jobs or by_itself, fresh, retry_failed)
+    options = Options(split_names(methods), jobs or by_itself, fresh, retry_failed)
     progress = LiveProgress()
     if dry_run:
         return _print_cells(wanted, options, progress, as_json=as_json)
@@ -355,15 +366,6 @@ def _write_board(folders: list[Path], out: Path, *, as_json: bool, draft: bool =
     else:
         print(board.to_text())
     return board
-
-
-def _split_names(names: str | None) -> list[str] | None:
-    if names is None:
-        return None
-    chosen = [n.strip() for n in names.split(",") if n.strip()]
-    if not chosen:
-        raise RequestError("an empty list of names was given; give at least one, or leave the option out")
-    return list(dict.fromkeys(chosen))
 
 
 def _or_dash(value: Any) -> str:

@@ -1,0 +1,230 @@
+"""Chooses hyper-parameters for a suite: the same number of trials for every method, on validation units alone.
+
+A method declares in `search` what may be tried; what its `fit` chooses itself is not in it. One configuration is chosen
+per method for all datasets of a suite: that with the smallest mean, over datasets, of how much its macro validation NLL
+(at the best of six temperatures, as everywhere) lies above the best one found there. It is measured on the first
+repetition with a part of the people and no query is asked, so no query label can be looked at. Every trial is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.cells import Cell, Fit, MethodEntry, Prepared, method_entries, runnable
+from benchmarks.executor import Limits, LocalExecutor, Outcome
+from benchmarks.meters import source
+from benchmarks.payloads import asked, build_payload, columns_of
+from benchmarks.runner import prepare
+from benchmarks.suites import DatasetPlan, MethodPlan, Suite
+from datasets_registry.atomic_write import write_atomically
+from datasets_registry.errors import DataError, HetprefError, RequestError
+from datasets_registry.protocol import PROTOCOL, Count, Repetition, seed_of
+from datasets_registry.splits import split
+from leaderboard.records import canonical_sha256
+
+SCHEMA_VERSION = 1
+_WORST = 0.6931471805599453  # the NLL of not knowing, which a trial that failed is counted with
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much is measured for a choice: trials per method, comparisons' units per person, and people."""
+
+    trials: int = 20
+    n_train: int = 4
+    people: int = 128
+
+
+class Progress(Protocol):
+    """What shows the work to a person."""
+
+    def note(self, text: str) -> None:
+        """Say one thing."""
+
+    def planned(self, total: int, finished: int) -> None:
+        """Tell how many cells there are and how many were found finished."""
+
+    def ended(self, cell: Cell, outcome: Outcome) -> None:
+        """Tell that a cell ended."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trial:
+    """One configuration on one dataset: what is kept of it is found by `key`."""
+
+    method: str
+    changed: dict[str, Any]
+    cell: Cell
+
+    @property
+    def key(self) -> str:
+        return canonical_sha256([self.cell.fit_key, self.cell.fit.n_train])
+
+
+def configurations(
+    name: str, search: dict[str, Sequence[Any]], base: dict[str, Any], trials: int
+) -> list[dict[str, Any]]:
+    """Return what to try, as options that differ from the method's defaults: `base` first, then seeded draws.
+
+    Every combination is tried where there are not more than `trials`.
+
+    >>> configurations("any", {"a": (1, 2), "b": (0,)}, {"a": 1, "b": 0}, 20)
+    [{'a': 1, 'b': 0}, {'a': 2, 'b': 0}]
+    """
+    grid = [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
+    first = {key: base[key] for key in search if key in base}
+    others = [each for each in grid if each != first]
+    others.sort(key=lambda each: seed_of("tuning", name, json.dumps(each, sort_keys=True)))
+    kept = others[: trials - 1]
+    return [{**base, **each} for each in [first, *sorted(kept, key=grid.index)]]
+
+
+def tune(
+    suite: Suite, methods: list[str] | None, extent: Extent, jobs: int, out: Path, progress: Progress
+) -> dict[str, Any]:
+    """Run the trials that `out` lacks, keep all of them there, and return the choices with what they stand on.
+
+    Raises RequestError where no method of the suite has a search space, or `out` is of another suite or extent.
+    """
+    told = _opened(out, suite, extent)
+    known: dict[str, dict[str, Any]] = told.pop("known")
+    plans = [_plan(suite, name) for name in _names(suite, methods)]
+    entries = [e for e in method_entries(replace(suite, methods=tuple(plans)), None)[0] if e.cls.search]
+    if not entries:
+        raise RequestError(
+            f"no method of the suite {suite.name!r} that was asked for has a search space; a method declares one as "
+            "`search`, hyper-parameter -> values"
+        )
+    trials = list(_trials(suite, entries, plans, extent, progress))
+    todo = [trial for trial in trials if trial.key not in known]
+    progress.planned(len(trials), len(trials) - len(todo))
+    limits = Limits(suite.time_limit_s, suite.memory_limit_mb << 20)
+    saved = time.monotonic()
+    with LocalExecutor(jobs, limits) as executor:
+        for trial, outcome in executor.run(_tickets(todo, limits)):
+            known[trial.key] = _measured(trial, outcome)
+            progress.ended(trial.cell, outcome)
+            if time.monotonic() - saved > 20:
+                write(out, {**told, "known": known})
+                saved = time.monotonic()
+    chosen = _chosen(trials, known)
+    write(out, {**told, "known": known})
+    return {**told, "methods": chosen, "source": source().model_dump(mode="json")}
+
+
+def _names(suite: Suite, methods: list[str] | None) -> list[str]:
+    return methods or list(dict.fromkeys(m.name for m in suite.methods))
+
+
+def _plan(suite: Suite, name: str) -> MethodPlan:
+    return next((m for m in suite.methods if m.name == name), MethodPlan(name, {}))
+
+
+def _trials(
+    suite: Suite, entries: list[MethodEntry], plans: list[MethodPlan], extent: Extent, progress: Progress
+) -> Iterator[_Trial]:
+    base = {plan.name: plan.config for plan in plans}
+    for plan in suite.datasets:
+        fitting = runnable(entries, plan, truth=False)
+        if not fitting:
+            continue
+        try:
+            ready = prepare(plan, progress, fitting)
+        except RequestError:
+            raise
+        except HetprefError as why:
+            progress.note(f"{plan.name} is left out: {why}")
+            continue
+        for entry in fitting:
+            name = entry.cls.spec.name
+            start = {**{k: entry.config[k] for k in entry.cls.search}, **base[name]}
+            for changed in configurations(name, dict(entry.cls.search), start, extent.trials):
+                tried = replace(entry, config={**entry.config, **changed})
+                yield _Trial(name, changed, _cell(ready, plan, tried, extent, suite.device))
+
+
+def _cell(ready: Prepared, plan: DatasetPlan, entry: MethodEntry, extent: Extent, device: str) -> Cell:
+    first = Repetition(0)
+    whole = split(ready.data, fold=first.fold, draw=first.draw)
+    people: Count = "all" if extent.people >= len(whole.seen) else extent.people
+    counted: list[Count] = [n for n in whole.budgets() if n != "all" and n <= extent.n_train]
+    return Cell(ready, whole, first, Fit(counted[-1] if counted else "all", people, None, None, ()), entry, device)
+
+
+def _tickets(todo: list[_Trial], limits: Limits) -> Iterator[tuple[_Trial, Callable[[], Any]]]:
+    for trial in todo:
+        yield trial, lambda cell=trial.cell: build_payload(cell, limits.seconds)
+
+
+def _measured(trial: _Trial, outcome: Outcome) -> dict[str, Any]:
+    from methods.bradley_terry import calibrated_nll
+
+    told: dict[str, Any] = {
+        "method": trial.method,
+        "dataset": trial.cell.prepared.data.id,
+        "config": trial.changed,
+        "nll": None,
+    }
+    if outcome.answer is None:
+        return {**told, "failed": f"{outcome.status}: {outcome.headline[:200]}"}
+    given = asked(trial.cell, "validation")
+    margin = columns_of(outcome.answer, "validation", trial.cell, "validation")["margin"]
+    table = trial.cell.prepared.data.comparisons.take(given.rows)
+    nll = calibrated_nll(np.asarray(margin, np.float64), table)
+    return {**told, "nll": round(nll, 6), "fit_s": round(float(outcome.answer.cost["fit_s"] or 0.0), 2)}
+
+
+def _chosen(trials: list[_Trial], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return per method the chosen configuration, and what was tried: NLL on each dataset, and the mean excess."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for trial in trials:
+        name = json.dumps(trial.changed, sort_keys=True)
+        kept = found.setdefault(trial.method, {}).setdefault(name, {"config": trial.changed, "nll": {}})
+        kept["nll"][trial.cell.prepared.data.id] = known[trial.key]["nll"]
+    out: dict[str, Any] = {}
+    for method, tried in found.items():
+        names = sorted({dataset for each in tried.values() for dataset in each["nll"]})
+        table = np.array([[_or_worst(each["nll"].get(n)) for n in names] for each in tried.values()])
+        excess = (table - table.min(0)).mean(1)
+        rows = [{**each, "excess": round(float(e), 6)} for each, e in zip(tried.values(), excess, strict=True)]
+        out[method] = {"chosen": rows[int(excess.argmin())]["config"], "trials": rows}
+    return out
+
+
+def _or_worst(nll: float | None) -> float:
+    return _WORST if nll is None else nll
+
+
+def _opened(out: Path, suite: Suite, extent: Extent) -> dict[str, Any]:
+    asked_for = {
+        "schema_version": SCHEMA_VERSION,
+        "protocol": PROTOCOL,
+        "suite": suite.name,
+        "trials": extent.trials,
+        "n_train": extent.n_train,
+        "people": extent.people,
+    }
+    if not out.exists():
+        return {**asked_for, "known": {}}
+    try:
+        there = json.loads(out.read_text(encoding="utf-8"))
+        standing = {key: there[key] for key in asked_for}
+        known = dict(there["known"])
+    except (ValueError, KeyError, TypeError) as why:
+        raise DataError(f"{out} is no tuning file ({why}); give another path with --out") from why
+    if standing != asked_for:
+        raise RequestError(f"{out} holds the trials of {standing}, not of {asked_for}; give another path with --out")
+    return {**asked_for, "known": known}
+
+
+def write(out: Path, told: dict[str, Any]) -> None:
+    """Write trials or choices as JSON."""
+    write_atomically(out, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
