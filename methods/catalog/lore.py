@@ -9,14 +9,16 @@ fast the rewards learn next to the mixtures; the published one is for 4096 raw f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from datasets_registry.errors import RequestError
 from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
+from methods.adam import Adam
 from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, person_draws, pooled_chosen, sigmoid
 from methods.interface import Array, Budget, MethodSpec, World
 from methods.linear_factors import LinearFactors
@@ -52,10 +54,11 @@ class LoRe(LinearFactors):
             "temperatures; w_u starts at the mean seen weights and not at random, for at most 100 steps "
             "(published 500); a seen person's w_u is fitted anew with V frozen exactly as a new person's is, "
             "where the published code keeps the one learned with V; no penalty towards a reference reward (published "
-            "alpha = 0); K = 5 is not tuned; draws belong to what a person compared"
+            "alpha = 0); K = 5 is not tuned by fit; draws belong to what a person compared"
         ),
         version="2",
     )
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"rank": (2, 5, 10, 20), "spread": (0.1, 0.5)}
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class LoRe(LinearFactors):
             temperatures = [self.rate / step for step in STEPS[: max(1, budget.trials)]]
         if not len(val):
             temperatures = temperatures[:1]
-        runs = [_Run(self, pairs, val, t, _Adam([t * start, codes.copy()], self.rate)) for t in temperatures]
+        runs = [_Run(self, pairs, val, t, Adam([t * start, codes.copy()], self.rate)) for t in temperatures]
         for run in runs:
             run.train(_EARLY)
         best = min(runs, key=lambda run: run.best.score)
@@ -129,11 +132,11 @@ class _Kept:
 class _Run:
     """Training at one temperature, which can be taken up again; `best` is scored as `LoRe.adapt` will serve people."""
 
-    def __init__(self, method: LoRe, pairs: Pairs, val: Comparisons, temperature: float, adam: _Adam) -> None:
+    def __init__(self, method: LoRe, pairs: Pairs, val: Comparisons, temperature: float, adam: Adam) -> None:
         self.method, self.pairs, self.val, self.temperature, self.adam = method, pairs, val, temperature, adam
         self.x = pairs.world.differences(val) * pairs.scale
         self.user, self.label = pairs.user, pairs.label.astype(np.float32)
-        self.share = _share_of_person(self.user, pairs.weight)
+        self.share = share_of_person(self.user, pairs.weight)
         self.best = _Kept(float("inf"), adam.point[0], adam.point[1].mean(0), method.new_iterations)
 
     def train(self, checkpoints: Sequence[int]) -> None:
@@ -177,32 +180,12 @@ class _Run:
         return self.best.score < before
 
 
-class _Adam:
-    """Adam (Kingma and Ba 2015) over several arrays, changed in place."""
-
-    def __init__(self, point: list[Array], rate: float) -> None:
-        self.point, self.rate, self.step = point, rate, 0
-        self.first = [np.zeros_like(p) for p in point]
-        self.second = [np.zeros_like(p) for p in point]
-
-    def advance(self, gradient: list[Array], horizon: int | None = None) -> None:
-        """Make one step; with a horizon the rate falls to zero there by a cosine."""
-        now = self.rate if horizon is None else self.rate * 0.5 * (1.0 + np.cos(np.pi * self.step / horizon))
-        self.step += 1
-        for p, m, s, g in zip(self.point, self.first, self.second, gradient, strict=True):
-            m += 0.1 * (g - m)
-            s += 0.001 * (g * g - s)
-            p -= now * (m / (1 - 0.9**self.step)) / (np.sqrt(s / (1 - 0.999**self.step)) + 1e-8)
-
-
-def _mixtures(
-    problem: Logistic, empty: Array, rate: float, steps: Sequence[int]
-) -> Iterator[tuple[int, Float64]]:
+def _mixtures(problem: Logistic, empty: Array, rate: float, steps: Sequence[int]) -> Iterator[tuple[int, Float64]]:
     """Yield (step, w_u [n_users, K]) at each of the rising `steps` of fitting everybody's w_u with V frozen."""
     user = np.repeat(np.arange(len(problem.offsets) - 1), np.diff(problem.offsets))
-    share = _share_of_person(user, problem.weight)
+    share = share_of_person(user, problem.weight)
     label = problem.label.astype(np.float32)
-    adam = _Adam([np.tile(empty.astype(np.float64), (len(problem.offsets) - 1, 1))], rate)
+    adam = Adam([np.tile(empty.astype(np.float64), (len(problem.offsets) - 1, 1))], rate)
     for until in steps:
         while adam.step < until:
             mixture = softmax(adam.point[0]).astype(np.float32)
@@ -217,7 +200,7 @@ def softmax(logits: Array) -> Array:
     return e / e.sum(-1, keepdims=True)
 
 
-def _share_of_person(user: Array, weight: Array) -> Float32:
+def share_of_person(user: Array, weight: Array) -> Float32:
     """Return each row's share of its person's mean, float32 [n]."""
     total = np.bincount(user, weight)
     return (weight / np.maximum(total, 1e-12)[user]).astype(np.float32)

@@ -10,6 +10,9 @@ Bradley-Terry loss as a MAP; a new person's a_i is the same MAP with theta_0 and
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
 import numpy as np
 
 from datasets_registry.errors import RequestError
@@ -47,6 +50,7 @@ class PShareLoRALinear(LinearFactors):
             "equal vectors keep B at rank one"
         ),
     )
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"rank": (2, 4, 8, 16), "base_ridge": (0.3, 1.0, 10.0)}
 
     def __init__(
         self,
