@@ -154,6 +154,9 @@ def encode_texts(spec: TextModelSpec, texts: Sequence[str]) -> Encoded:
             out[rows] = found.float().cpu().numpy()
             start += len(rows)
             progress.done(start)
+    if device == "cuda":  # the cells of the run need the room
+        trunk.cpu()
+        torch.cuda.empty_cache()
     if tokens.truncated:
         end = "start" if spec.cut == "left" else "end"
         told = f"{tokens.truncated} of {len(texts)} texts are longer than {spec.max_tokens} tokens"

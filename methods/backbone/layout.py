@@ -14,6 +14,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from methods.backbone.soft_prompt import OWN, SoftPrompt
+
 Owner = Literal["shared", "user"]
 Core = Literal["none", "kernel", "diagonal"]
 HEAD = "head"
@@ -32,7 +34,9 @@ class LayerShape:
 class Layout:
     """Whose each factor is; the shapes of `shared` ones and of a person's `own` follow, in one fixed order.
 
-    `width` is that of the head; a trunk that is trained itself and has no adapters has no `layers`.
+    `width` is that of the head; a trunk that is trained itself and has no adapters has no `layers`. `soft` is the soft
+    prompt before every text, None where there is none, in embeddings of the width `embedding`; `prompt` says whether
+    people have a part of it.
     """
 
     layers: tuple[LayerShape, ...]
@@ -42,6 +46,9 @@ class Layout:
     b: Owner = "shared"
     core: Core = "none"
     head: Owner = "shared"
+    prompt: Owner = "shared"
+    soft: SoftPrompt | None = None
+    embedding: int = 0
 
     def _shapes(self, owner: Owner) -> dict[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}
@@ -52,6 +59,10 @@ class Layout:
                 found[f"{layer.name}/b"] = (self.rank, layer.d_out)
             if self.core != "none" and owner == "user":
                 found[f"{layer.name}/core"] = (self.rank, self.rank) if self.core == "kernel" else (self.rank,)
+        if self.soft is not None and owner == "shared":
+            found |= self.soft.shared_shapes(self.embedding)
+        if self.soft is not None and self.prompt == owner == "user":
+            found |= self.soft.own_shapes(self.embedding)
         if self.head == owner:
             found[HEAD] = (self.width,)
         return found
@@ -70,6 +81,11 @@ class Layout:
     def personal(self) -> bool:
         """Return whether anything is a person's own."""
         return bool(self.own)
+
+    @property
+    def layers_differ(self) -> bool:
+        """Return whether an adapted layer has a factor of a person's own, so that it must be told whose a token is."""
+        return bool(set(self.own) - {HEAD, OWN})
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:

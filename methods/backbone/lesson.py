@@ -15,6 +15,7 @@ from datasets_registry.protocol import mix, seed_of
 from datasets_registry.records import Comparisons
 from methods.backbone.layout import HEAD, Layout, sizes
 from methods.backbone.reward_model import RewardModel
+from methods.backbone.soft_prompt import OWN, PROMPT, TOKENS
 from methods.backbone.training import Factors, Schedule, margins_of, train
 from methods.batches import Batches
 from methods.bradley_terry import Pairs, calibrated_nll, held_out, person_keys, pooled_chosen
@@ -54,6 +55,7 @@ class Lesson:
     def shared_start(self) -> Factors:
         """Return the factors of a shared adapter before training: A drawn, B zero, the head as `head_init` says.
 
+        Soft prompts begin at the vectors of words drawn from the vocabulary, all clusters with the same weight.
         From a PEFT folder where the method was given one; with the trunk's own parameters where it has no adapters.
         """
         layout, scale = layout_of(self.method, self.model), self.method.alpha / self.method.rank
@@ -64,8 +66,11 @@ class Lesson:
                 value.uniform_(-1, 1, generator=self._generator("a", name)).mul_(
                     self.method.init_scale / shape[1] ** 0.5
                 )
+            elif name == TOKENS:
+                n = value[..., 0].numel()
+                value = self.model.vocabulary_vectors(n, self._generator(name)).reshape(shape)
             elif name == HEAD:
-                value = self._head()
+                value = self._head(None if layout.soft is None else layout.soft.bound(shared)[PROMPT][0])
             shared[name] = value.to(self.model.device)
         trunk = {} if self.method.adapters else self.model.trained_above()
         for parameter in trunk.values():
@@ -80,7 +85,8 @@ class Lesson:
         """Return everybody's own factors before training, [n_seen, P].
 
         "copied" hands each person the shared factor; "independent" draws each person's A within the same bound, and
-        perturbs a core's identity by the same scale. B starts as the shared one (zero before any training).
+        perturbs a core's identity by the same scale. B starts as the shared one (zero before any training). A prompt
+        starts as the generic one, to which "independent" adds normal draws.
         """
         out = torch.empty((self.n_people, sum(sizes(layout.own))))
         column = 0
@@ -89,9 +95,13 @@ class Lesson:
             if name.endswith("/core"):
                 part.copy_((torch.eye(shape[0]) if len(shape) == 2 else torch.ones(shape)).reshape(1, -1))
                 if draw == "independent":
-                    part += self._uniform(name, size) * (self.method.init_scale / shape[0] ** 0.5)
+                    part += self._draws(name, size) * (self.method.init_scale / shape[0] ** 0.5)
             elif name.endswith("/a") and draw == "independent":
-                part.copy_(self._uniform(name, size) * (self.method.init_scale / shape[1] ** 0.5))
+                part.copy_(self._draws(name, size) * (self.method.init_scale / shape[1] ** 0.5))
+            elif name == OWN and layout.soft is not None:
+                part.copy_(layout.soft.generic_row(shared).cpu())
+                if draw == "independent":
+                    part += self._draws(name, size, normal=True)
             else:
                 part.copy_(shared[name].detach().cpu().reshape(1, -1))
             column += size
@@ -120,20 +130,20 @@ class Lesson:
         own = factors.table if factors.layout.personal else None
         return calibrated_nll(margins_of(self.model, factors, own, self.held), self.held)
 
-    def _head(self) -> Tensor:
+    def _head(self, prompt: Tensor | None) -> Tensor:
         kind, width = self.method.head_init, self.model.width
         if kind == "zero":
             return torch.zeros(width)
         if kind == "random":
             return torch.empty(width).normal_(0.0, 0.02, generator=self._generator("head"))
-        return torch.from_numpy(self._probe())
+        return torch.from_numpy(self._probe(prompt))
 
-    def _probe(self) -> Array:
+    def _probe(self, prompt: Tensor | None) -> Array:
         """Return pooled Bradley-Terry on what the frozen model's head sees, float32 [width]."""
         table = self.histories.table
         used = np.unique(np.concatenate([table.first, table.second, self.val.first, self.val.second]))
         features = np.zeros((len(self.method.world.items), self.model.width), np.float32)
-        features[used] = self.model.pooled_features(used.astype(np.int64))
+        features[used] = self.model.pooled_features(used.astype(np.int64), prompt)
         world = replace(self.method.world, features=features)
         pairs, _ = Pairs.of_seen(world, table.for_users(self.users[table.user]))
         theta, *_ = pooled_chosen(pairs, self.val)
@@ -142,13 +152,14 @@ class Lesson:
     def _generator(self, *what: object) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of("backbone", self.budget.seed, *what))
 
-    def _uniform(self, name: str, size: int) -> Tensor:
-        """Return draws of U(-1, 1), [n_seen, size], that belong to what a person compared and not to a row."""
+    def _draws(self, name: str, size: int, *, normal: bool = False) -> Tensor:
+        """Return draws of U(-1, 1) or N(0, 1), [n_seen, size], that belong to what a person compared, not to a row."""
         salt = np.full(self.n_people, seed_of("person", self.budget.seed, name), np.uint64)
         out = torch.empty((self.n_people, size))
         draw = torch.Generator()
         for row, key in zip(out, mix(self.keys, salt) >> np.uint64(1), strict=True):
-            row.uniform_(-1, 1, generator=draw.manual_seed(int(key)))
+            draw.manual_seed(int(key))
+            row.normal_(generator=draw) if normal else row.uniform_(-1, 1, generator=draw)
         return out
 
     def _empty_table(self) -> Tensor:
@@ -157,7 +168,8 @@ class Lesson:
 
 def layout_of(method: BackboneMethod, model: RewardModel, **owners: Any) -> Layout:
     """Return a layout of the model's adapted layers with these owners; what is not named is shared."""
-    return Layout(model.layers, model.width, method.rank, **owners)
+    embedding = 0 if method.soft is None else model.embedding_width
+    return Layout(model.layers, model.width, method.rank, soft=method.soft, embedding=embedding, **owners)
 
 
 def factors_of(method: BackboneMethod, model: RewardModel, flat: Array) -> Factors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING
 
 from datasets_registry.text_models import TEXT_MODELS, Architecture, architecture
@@ -29,7 +30,8 @@ def estimate(method: BackboneMethod, encoder: str, n_users: int) -> Mapping[str,
     shared, own = _factor_counts(method, shape, depth)
     rows = 2 * min(method.batch, method.micro_batch or method.batch)
     usual = TEXT_MODELS[encoder].max_tokens if encoder in TEXT_MODELS else _USUAL_TOKENS
-    tokens = rows * (method.max_tokens or usual)
+    soft = 0 if method.soft is None else method.soft.tokens
+    tokens = rows * ((method.max_tokens or usual) + soft)
     present = min(n_users, method.batch)
     if not method.adapters:
         shared += shape.parameters * depth // shape.layers
@@ -57,7 +59,11 @@ def _factor_counts(method: BackboneMethod, shape: Architecture, depth: int) -> t
         d_in, d_out = _widths(target, shape)
         a += depth * method.rank * d_in
         b += depth * method.rank * d_out
-    return method.counted(a, b, shape.width, depth * len(method.targets or _QUERY_VALUE))
+    shared, own = method.counted(a, b, shape.width, depth * len(method.targets or _QUERY_VALUE))
+    if method.soft is not None:
+        shared += sum(map(prod, method.soft.shared_shapes(shape.width).values()))
+        own += sum(map(prod, method.soft.own_shapes(shape.width).values()))
+    return shared, own
 
 
 def _widths(target: str, shape: Architecture) -> tuple[int, int]:

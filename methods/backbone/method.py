@@ -21,6 +21,7 @@ from methods.interface import Budget, Histories, Method, UserState, World, stack
 if TYPE_CHECKING:
     from methods.backbone.lesson import Lesson
     from methods.backbone.reward_model import RewardModel
+    from methods.backbone.soft_prompt import SoftPrompt
     from methods.backbone.training import Factors, Schedule
 
 Array = NDArray[Any]
@@ -89,11 +90,11 @@ class BackboneMethod(Method):
         self.users_ = users
         self.shared_ = _flat([*factors.shared.values(), *factors.trunk.values()])  # (n_shared,)
         self.table_ = factors.table.cpu().numpy()  # (n_seen, P)
-        self.new_ = self.table_.mean(0) if len(self.table_) else np.zeros(self.table_.shape[1], np.float32)  # (P,)
+        self.new_ = self.new_person(factors)  # (P,)
         self.comparisons_trained_ = lesson.learned_from
 
     def adapt(self, users: Sequence[int], history: Sequence[Comparisons], budget: Budget) -> list[UserState]:
-        """Return own factors: looked up for seen people, fitted from the mean person for new ones."""
+        """Return own factors: looked up for seen people, fitted from `new_person` for new ones."""
         import torch
 
         from methods.backbone.training import fit_rows
@@ -106,7 +107,7 @@ class BackboneMethod(Method):
         own = np.where(seen[:, None], self.table_[at], self.new_)  # (n, P)
         histories = Histories.of(history)
         new = np.flatnonzero(~seen & (histories.lengths > 0))
-        if len(new) and self.adapt_steps:
+        if len(new) and self.fits_new_people:
             model, factors = self.ready()
             own[new] = (
                 fit_rows(
@@ -122,6 +123,16 @@ class BackboneMethod(Method):
                 .numpy()
             )
         return unstack(factors=own)
+
+    def new_person(self, factors: Factors) -> Float32:
+        """Return what a new person begins with, float32 [P]: the mean of seen people's own factors."""
+        table = factors.table.cpu().numpy()  # (n_seen, P)
+        return table.mean(0) if len(table) else np.zeros(table.shape[1], np.float32)
+
+    @property
+    def fits_new_people(self) -> bool:
+        """Return whether new people's own factors are fitted to what they said."""
+        return self.adapt_steps > 0
 
     def margins(self, states: Sequence[UserState], queries: Comparisons) -> Float32:
         """Return reward(first) - reward(second), float32 [n]; a text shown to one person twice is run once."""
@@ -212,6 +223,7 @@ class BackboneMethod(Method):
             dtype=self.dtype,
             checkpointing=self.checkpointing,
             device=self._device,
+            soft_tokens=0 if self.soft is None else self.soft.tokens,
         )
         cache = home() / "activations" if self.adapt_layers is not None else None
         return RewardModel.load(self.world.encoder, self.world.items, shape, adapters=self.adapters, cache=cache)
@@ -236,6 +248,11 @@ class BackboneMethod(Method):
             return None
         own = stack(states, "factors") if len(states) else np.zeros((0, self.table_.shape[1]), np.float32)
         return torch.from_numpy(np.ascontiguousarray(own, np.float32)).to(self.ready()[0].device)
+
+    @property
+    def soft(self) -> SoftPrompt | None:
+        """Return the soft prompt that stands before every text; None for none."""
+        return None
 
     @property
     def adapters(self) -> bool:

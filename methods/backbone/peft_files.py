@@ -112,13 +112,18 @@ def must_have_adapters(method: object) -> BackboneMethod:
     from methods.backbone.method import BackboneMethod
     from methods.registry import built_in
 
-    can = sorted(n for n, cls in built_in().items() if issubclass(cls, BackboneMethod) and n != "full-finetune")
+    made = {n: cls() for n, cls in built_in().items() if issubclass(cls, BackboneMethod)}
+    can = sorted(n for n, each in made.items() if each.adapters and each.soft is None)
     then = f"methods with adapters: {', '.join(can)}"
     if not isinstance(method, BackboneMethod):
         name = getattr(getattr(method, "spec", None), "name", type(method).__name__)
         raise RequestError(f"{name} trains no adapter inside a text model, so it has none to write; {then}")
     if not method.adapters:
         raise RequestError(f"{method.spec.name} changes the weights of the trunk itself and has no adapter; {then}")
+    if method.soft is not None:
+        raise RequestError(
+            f"{method.spec.name} puts a soft prompt before every text, which a LoRA adapter cannot hold; {then}"
+        )
     return method
 
 

@@ -1,7 +1,9 @@
 """A transformer with a scalar head: rewards of items for people, one forward pass for a batch of many people.
 
 r_u(x) = <w, pool(trunk(x; adapters of u))>. The trunk is loaded once and never copied per person: what is a person's
-own comes in as rows of factors, and the batched low-rank kernels add each token's own part.
+own comes in as rows of factors, and the batched low-rank kernels add each token's own part. A soft prompt stands after
+the special tokens that the tokenizer puts before every text (BOS or CLS), takes positions like any token and is
+attended to by all; what is pooled is the last token or the mean of the text's own tokens, soft ones left out.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from methods.backbone.frozen_layers import Activations, FrozenLayers, layer_list
 from methods.backbone.last_token import run_last_only
 from methods.backbone.layout import HEAD, LayerShape
 from methods.backbone.sequences import buckets
+from methods.backbone.soft_prompt import PROMPT
 from methods.lowrank import plan_batch
 
 Array = NDArray[Any]
@@ -37,6 +40,7 @@ class Shape:
     """How a trunk is adapted: which linear layers (None: the model's own), in how many of its last layers (None: all).
 
     `dtype` is the trunk's; factors and the head are float32. `max_tokens` is where texts are cut (None: the model's).
+    `soft_tokens` are the positions to leave free for a soft prompt.
     """
 
     targets: tuple[str, ...] | None = None
@@ -45,6 +49,21 @@ class Shape:
     dtype: str = "float32"
     checkpointing: bool = False
     device: str = "cpu"
+    soft_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What one call is made with: factors of the layers and soft prompts [n, soft tokens, embedding], by row."""
+
+    factors: dict[str, Tensor]
+    prompts: Tensor | None
+    people: int | None = None
+    scale: float = 1.0
+
+    @property
+    def soft_tokens(self) -> int:
+        return 0 if self.prompts is None else self.prompts.shape[1]
 
 
 class RewardModel:
@@ -67,6 +86,7 @@ class RewardModel:
             _checkpoint(self.trunk)
         self.tokens = tokenise(text, [items.text(row) for row in range(len(items))])
         self.lengths = self.tokens.lengths  # (n_items,)
+        self._lead = _special_before(text.tokenizer) if shape.soft_tokens else 0
         self._activations = self._lower(cache) if self.frozen else None
 
     @classmethod
@@ -77,15 +97,7 @@ class RewardModel:
         if shape.dtype not in DTYPES:
             raise RequestError(f"dtype={shape.dtype!r}; allowed: {', '.join(DTYPES)}")
         text = load_text_model(encoder, dtype=shape.dtype, targets=shape.targets)
-        if shape.max_tokens is not None:
-            most = getattr(text.trunk.config, "max_position_embeddings", None) or text.max_tokens
-            if not isinstance(shape.max_tokens, int) or not 1 <= shape.max_tokens <= most:
-                raise RequestError(
-                    f"max_tokens={shape.max_tokens!r}; allowed: whole numbers from 1 to {most}, the positions of "
-                    f"{encoder}, or None for its usual {text.max_tokens}"
-                )
-            text = replace(text, max_tokens=shape.max_tokens)
-        return cls(text, items, shape, adapters=adapters, cache=cache)
+        return cls(_cut(text, shape), items, shape, adapters=adapters, cache=cache)
 
     def trained_above(self) -> dict[str, nn.Parameter]:
         """Return the trunk's own parameters from the first adapted layer on, by name."""
@@ -101,14 +113,17 @@ class RewardModel:
         """Return float32 [m] rewards of items int64 [m].
 
         `factors` holds shared tensors and, where `people` is a number, persons' own ones with a leading axis of that
-        length, which `row` int64 [m] counts.
+        length, which `row` int64 [m] counts. Soft prompts [n, soft tokens, embedding] are under `PROMPT`, for row 0 to
+        n - 1.
         """
         dtype = DTYPES[self.shape.dtype]
         bound = {name: value.to(dtype) for name, value in factors.items() if name != HEAD}
-        parts = list(self._parts(self.lengths[item]))
+        prompts = bound.pop(PROMPT, None)
+        given = _Given(bound, prompts, people, scale)
+        parts = list(self._parts(self.lengths[item] + given.soft_tokens))
         if not parts:
             return torch.zeros(0, device=self.device)
-        found = [self._pooled(item[part], row[part], bound, people, scale) for part in parts]
+        found = [self._pooled(item[part], row[part], given) for part in parts]
         order = np.concatenate(parts)
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
@@ -118,14 +133,30 @@ class RewardModel:
             head = head[torch.from_numpy(row).to(self.device)]
         return (seen * head).sum(-1)
 
-    def pooled_features(self, item: Array) -> Float32:
-        """Return what the head sees of items without any adapter, float32 [m, width]."""
+    def pooled_features(self, item: Array, prompt: Tensor | None = None) -> Float32:
+        """Return what the head sees of items without any adapter, float32 [m, width], `prompt` before each."""
+        given = _Given({}, None if prompt is None else prompt[None].to(DTYPES[self.shape.dtype]))
         out = np.empty((len(item), self.width), np.float32)
         with torch.no_grad():
-            for part in self._parts(self.lengths[item]):
-                found = self._pooled(item[part], np.zeros(len(part), np.int64), {}, None, 1.0)
+            for part in self._parts(self.lengths[item] + given.soft_tokens):
+                found = self._pooled(item[part], np.zeros(len(part), np.int64), given)
                 out[part] = found.cpu().numpy()
         return out
+
+    @property
+    def embedding_width(self) -> int:
+        """Return the width of the trunk's input embeddings."""
+        return int(self._vocabulary().shape[1])
+
+    def vocabulary_vectors(self, n: int, draw: torch.Generator) -> Tensor:
+        """Return the input embeddings of n tokens drawn from the vocabulary, float32 [n, embedding], on the CPU."""
+        vectors = self._vocabulary()
+        drawn = torch.randint(len(vectors), (n,), generator=draw)
+        return vectors[drawn.to(vectors.device)].float().cpu()
+
+    def _vocabulary(self) -> Tensor:
+        trunk: Any = self.trunk
+        return trunk.get_input_embeddings().weight.detach()
 
     def _parts(self, lengths: Array) -> Iterator[Array]:
         """Yield buckets of sequences; one for all where the backward pass runs the layers again, on what is bound."""
@@ -133,29 +164,38 @@ class RewardModel:
             return iter([np.arange(len(lengths))] if len(lengths) else [])
         return buckets(lengths, self._at_once)
 
-    def _pooled(self, item: Array, row: Array, factors: dict[str, Tensor], people: int | None, scale: float) -> Tensor:
+    def _pooled(self, item: Array, row: Array, given: _Given) -> Tensor:
         """Return the pooled last hidden state of items, float32 [m, width]."""
-        lengths = torch.from_numpy(self.lengths[item]).to(self.device)
-        mask = torch.arange(int(self.lengths[item].max()), device=self.device)[None] < lengths[:, None]  # (m, tokens)
+        soft, rows = given.soft_tokens, torch.from_numpy(row).to(self.device)
+        lengths = torch.from_numpy(self.lengths[item] + soft).to(self.device)
+        longest = int(self.lengths[item].max()) + soft
+        mask = torch.arange(longest, device=self.device)[None] < lengths[:, None]  # (m, tokens)
         plan = None
-        if people is not None and factors:
-            whose = torch.from_numpy(row).to(self.device)[:, None].expand_as(mask)
+        if given.people is not None and given.factors:
+            whose = rows[:, None].expand_as(mask)
             # padding belongs to nobody, and costs nothing
-            plan = plan_batch(torch.where(mask, whose, -1), people, check=False)
-        self.binding.factors, self.binding.plan, self.binding.scale = factors, plan, scale
+            plan = plan_batch(torch.where(mask, whose, -1), given.people, check=False)
+        self.binding.factors, self.binding.plan, self.binding.scale = given.factors, plan, given.scale
         self.binding.last = lengths - 1
-        hidden = self._last_hidden(item, mask).float()
-        found = pooled(hidden, mask, self.text.pooling)
-        return nn.functional.normalize(found, dim=1) if self.text.pooling == "mean" else found
+        hidden = self._last_hidden(item, mask, None if given.prompts is None else given.prompts[rows]).float()
+        if self.text.pooling == "last":
+            return pooled(hidden, mask, "last")
+        mask[:, self._lead : self._lead + soft] = False
+        return nn.functional.normalize(pooled(hidden, mask, "mean"), dim=1)
 
-    def _last_hidden(self, item: Array, mask: Tensor) -> Tensor:
+    def _last_hidden(self, item: Array, mask: Tensor, prompts: Tensor | None) -> Tensor:
         if self.frozen is not None and self._activations is not None:
             hidden = torch.zeros((*mask.shape, self.width), dtype=torch.float32)
             hidden[mask.cpu()] = torch.from_numpy(self._activations.values[self._places(item)])
             hidden = hidden.to(self.device, DTYPES[self.shape.dtype])
             return self.frozen.run_above(hidden, mask.long()).last_hidden_state
         ids, attended = self._padded(item)
-        return self.trunk(input_ids=ids, attention_mask=attended).last_hidden_state
+        if prompts is None:
+            return self.trunk(input_ids=ids, attention_mask=attended).last_hidden_state
+        trunk: Any = self.trunk
+        words = trunk.get_input_embeddings()(ids)  # (m, tokens of the text, embedding)
+        read = torch.cat([words[:, : self._lead], prompts, words[:, self._lead :]], 1)
+        return self.trunk(inputs_embeds=read, attention_mask=mask.long()).last_hidden_state
 
     def _padded(self, item: Array) -> tuple[Tensor, Tensor]:
         """Return the token ids of items and their mask, int64 [m, tokens], on the device."""
@@ -176,6 +216,11 @@ class RewardModel:
         chosen = self.shape.adapt_layers
         if chosen is None:
             return None
+        if self.shape.soft_tokens:
+            raise RequestError(
+                f"adapt_layers={chosen!r}: allowed with a soft prompt is None alone; the prompt changes what every "
+                "layer reads, so that no layer's output can be cached"
+            )
         depth = len(layer_list(self.trunk))
         if not isinstance(chosen, int) or not 1 <= chosen <= depth:
             raise RequestError(
@@ -218,6 +263,32 @@ class RewardModel:
             return out
 
         return Activations.cached(self.text, frozen.n_frozen, self.tokens, compute, cache)
+
+
+def _special_before(tokenizer: Any) -> int:
+    """Return how many special tokens the tokenizer puts before every text."""
+    special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return special.index(0)
+
+
+def _cut(text: TextModel, shape: Shape) -> TextModel:
+    """Return the model with texts cut as `shape` says, and where a soft prompt needs the place."""
+    positions = getattr(text.trunk.config, "max_position_embeddings", None) or text.max_tokens
+    most = positions - shape.soft_tokens
+    less = f" less {shape.soft_tokens} soft tokens" if shape.soft_tokens else ""
+    if most < 1:
+        raise RequestError(
+            f"{shape.soft_tokens} soft tokens leave no room for a text; {text.id} has {positions} positions, allowed "
+            f"are 1 to {positions - 1} soft tokens"
+        )
+    if shape.max_tokens is None:
+        return replace(text, max_tokens=most) if shape.soft_tokens and text.max_tokens > most else text
+    if not isinstance(shape.max_tokens, int) or not 1 <= shape.max_tokens <= most:
+        raise RequestError(
+            f"max_tokens={shape.max_tokens!r}; allowed: whole numbers from 1 to {most}, the positions of "
+            f"{text.id}{less}, or None for its usual {text.max_tokens}"
+        )
+    return replace(text, max_tokens=shape.max_tokens)
 
 
 def _checkpoint(trunk: Any) -> None:

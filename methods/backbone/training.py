@@ -35,9 +35,10 @@ class Factors:
     scale: float
     trunk: dict[str, torch.nn.Parameter] = field(default_factory=dict[str, torch.nn.Parameter])
 
-    def bound(self, own: Tensor) -> dict[str, Tensor]:
-        """Return all factors by name, those of persons from their rows [n, P]."""
-        return {**self.shared, **unpacked(own, self.layout.own)}
+    def bound(self, own: Tensor | None) -> dict[str, Tensor]:
+        """Return what a model binds, by name: persons' factors from their rows [n, P], nobody's where `own` is None."""
+        found = self.shared if own is None else {**self.shared, **unpacked(own, self.layout.own)}
+        return dict(found) if self.layout.soft is None else self.layout.soft.bound(found)
 
     def snapshot(self) -> list[Tensor]:
         """Return copies of all that is trained."""
@@ -56,7 +57,8 @@ class Schedule:
 
     lr_own and lr_head are those of persons' rows and of the head; None is `lr`. `trained` names shared factors that
     move (None: all, the empty set: none). Passes go on until `min_steps` are taken. `micro_batch` comparisons are run
-    at once, their gradients added.
+    at once, their gradients added. `own_share` is how much of the loss is under people's own soft prompts; the rest is
+    under the generic one.
     """
 
     epochs: float
@@ -69,6 +71,7 @@ class Schedule:
     balanced: bool = False
     trained: frozenset[str] | None = None
     min_steps: int = 0
+    own_share: float = 1.0
 
     @property
     def own_rate(self) -> float:
@@ -158,7 +161,11 @@ def train_step(
     loss = 0.0
     for start in range(0, len(at), size):
         part = at.take(slice(start, start + size))
-        loss += _backward(model, factors, part, leaf, len(people), part.weight / max(total, 1e-12))
+        weight = part.weight / max(total, 1e-12)
+        if schedule.own_share > 0:
+            loss += _backward(model, factors, part, leaf, len(people), schedule.own_share * weight)
+        if schedule.own_share < 1:
+            loss += _backward(model, factors, part, None, 0, (1 - schedule.own_share) * weight)
     if optimiser is not None:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -183,8 +190,8 @@ def _backward(
 def _margins(model: RewardModel, factors: Factors, table: Comparisons, own: Tensor | None, people: int) -> Tensor:
     """Return reward(first) - reward(second), [n]; `table.user` is a row of `own`."""
     said = Sequences.of(table, personal=own is not None)
-    bound = factors.bound(factors.table[:0] if own is None else own)
-    reward = model.rewards(said.item, said.user, bound, people=people if own is not None else None, scale=factors.scale)
+    whose = people if own is not None and factors.layout.layers_differ else None
+    reward = model.rewards(said.item, said.user, factors.bound(own), people=whose, scale=factors.scale)
     return (
         reward[torch.from_numpy(said.first).to(reward.device)] - reward[torch.from_numpy(said.second).to(reward.device)]
     )
@@ -200,11 +207,11 @@ def scored(
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
         if own is None:
-            bound, rows, people = factors.bound(factors.table[:0]), np.zeros(len(part), np.int64), None
+            bound, rows, people = factors.bound(None), np.zeros(len(part), np.int64), None
         else:
             who, rows = np.unique(user[part], return_inverse=True)
             bound = factors.bound(own[torch.from_numpy(who.astype(np.int64)).to(own.device)])
-            rows, people = rows.reshape(-1), len(who)
+            rows, people = rows.reshape(-1), len(who) if factors.layout.layers_differ else None
         out[part] = model.rewards(item[part], rows, bound, people=people, scale=factors.scale).cpu().numpy()
     return out
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from datasets_registry.errors import RequestError
 from methods.backbone.method import BackboneMethod
 from methods.interface import MethodSpec
 from methods.registry import register
@@ -36,6 +37,15 @@ class FullFinetune(BackboneMethod):
         deviations="the pass with the least validation NLL is kept; adapt_layers trains the last layers only",
         needs=frozenset({"backbone"}),
     )
+
+    def check(self) -> None:
+        """Raise RequestError for an option out of range; bfloat16 weights would round most steps away."""
+        super().check()
+        if self.dtype != "float32":
+            raise RequestError(
+                f"full-finetune: dtype={self.dtype!r} would round most steps of the weights away; leave dtype out, and "
+                "give checkpointing=true to save memory"
+            )
 
     @property
     def adapters(self) -> bool:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING
 
+from datasets_registry.errors import RequestError
 from methods.backbone.method import BackboneMethod
 from methods.interface import MethodSpec
 from methods.registry import register
@@ -38,9 +40,19 @@ class LoraGlobalLocalA(BackboneMethod):
         shared_parameters="L r (d_in + d_out) + d",
         per_user_parameters="L r d_in",
         cold_start="the mean of seen people's A",
-        deviations="the pass with the least validation NLL is kept in each stage; new people are fitted like seen ones",
+        deviations=(
+            "the pass with the least validation NLL is kept in each stage; new people are fitted like seen ones; with "
+            "local_epochs=None both stages have the steps of the schedule, twice those of other methods in all"
+        ),
         needs=frozenset({"backbone"}),
     )
+
+    def check(self) -> None:
+        """Raise RequestError for an option out of range."""
+        super().check()
+        given = self.local_epochs
+        if given is not None and (not isinstance(given, int | float) or not 0 <= given < inf):
+            raise RequestError(f"{self.spec.name}: local_epochs={given!r:.60}; allowed: numbers from 0, or None")
 
     def whose(self) -> Mapping[str, str]:
         """Return that A is a person's own."""

@@ -35,10 +35,10 @@ class LoraLocal(BackboneMethod):
         equation="W0 x + (alpha/r) B_u A_u x; r_u(x) = <w_u, pool(h)>, everything per user",
         shared_parameters="0",
         per_user_parameters="L r (d_in + d_out) + d",
-        cold_start="the mean of seen people's adapters",
+        cold_start="the mean of each factor over seen people; their A being independent, nearly the frozen trunk",
         deviations=(
             "people are trained in mixed batches, each row with AdamW moments of its own; a new person begins at the "
-            "mean of seen people, since the paper has no new people; the head is a person's own, too, and begins as "
+            "mean of each factor, since the paper has no new people; the head is a person's own, too, and begins as "
             "head_init says (with 'probe' it begins from everybody's comparisons)"
         ),
         needs=frozenset({"backbone"}),
@@ -49,5 +49,6 @@ class LoraLocal(BackboneMethod):
         return {"a": "user", "b": "user", "head": "user"}
 
     def learn(self, lesson: Lesson) -> Factors:
-        """Train everybody's adapter on their own comparisons."""
-        return lesson.train(lesson.personal(lesson.shared_start(), "independent"), self.schedule)
+        """Train everybody's adapter on their own comparisons; one that was given as `start` is everybody's first."""
+        drawn = "independent" if self.start is None else "copied"
+        return lesson.train(lesson.personal(lesson.shared_start(), drawn), self.schedule)

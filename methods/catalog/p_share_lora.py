@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from datasets_registry.errors import unknown
+from datasets_registry.errors import RequestError, unknown
 from methods.backbone.method import BackboneMethod
 from methods.interface import MethodSpec
 from methods.registry import register
@@ -56,6 +56,28 @@ class PShareLora(BackboneMethod):
         needs=frozenset({"backbone"}),
     )
 
+    def check(self) -> None:
+        """Raise RequestError for an option out of range, or for two that contradict each other."""
+        super().check()
+        for name, given, allowed in (
+            ("init", self.init, INITS),
+            ("share", self.share, SHARES),
+            ("core", self.core, CORES),
+        ):
+            if given not in allowed:
+                raise unknown(f"{name} of p-share-lora", str(given), allowed)
+        if not isinstance(self.warmup, int | float) or not 0 <= self.warmup <= 1:
+            raise RequestError(f"p-share-lora: warmup={self.warmup!r:.60}; allowed: a share of the steps, 0 to 1")
+        if self.core != "none" and self.share != "B":
+            raise RequestError(
+                f"p-share-lora: core={self.core!r} shares both A and B, so share={self.share!r} says nothing; leave "
+                "one of the two out"
+            )
+        if self.start is not None and self.init == "independent":
+            raise RequestError(
+                "p-share-lora: init='independent' draws anew what start brings; give init='copied' or init='warmup'"
+            )
+
     def whose(self) -> Mapping[str, str]:
         """Return what `share` and `core` make a person's own."""
         if self.core != "none":
@@ -64,13 +86,6 @@ class PShareLora(BackboneMethod):
 
     def learn(self, lesson: Lesson) -> Factors:
         """Train everybody's own factors and the shared ones together, after a global run where `init` asks for one."""
-        for name, given, allowed in (
-            ("init", self.init, INITS),
-            ("share", self.share, SHARES),
-            ("core", self.core, CORES),
-        ):
-            if given not in allowed:
-                raise unknown(f"{name} of p-share-lora", str(given), allowed)
         start, schedule = lesson.shared_start(), self.schedule
         if self.init == "warmup":
             start = lesson.train(start, schedule.part(self.warmup), "warm-up")
