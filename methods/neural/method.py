@@ -56,9 +56,12 @@ class NeuralMethod(Method):
     def loss(self, net: nn.Module, rows: Rows) -> Tensor:
         """Return the loss of each comparison of a batch, [n]; weights are applied outside."""
 
-    @abstractmethod
     def reward(self, net: nn.Module, codes: Tensor, inputs: Tensor) -> Tensor:
-        """Return rewards [n] of inputs [n, d] under codes [n, k]."""
+        """Return rewards [n] of inputs [n, d] under codes [n, k].
+
+        A preset whose margins are no differences of rewards overrides `margins` and `rewards` instead.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives neither `reward` nor `margins` and `rewards`")
 
     def begin(self, net: nn.Module, histories: Histories, budget: Budget) -> None:
         """Set the network's start where it depends on the seen people; called once before training."""
@@ -66,6 +69,10 @@ class NeuralMethod(Method):
     def seen_states(self, net: nn.Module, histories: Histories, budget: Budget) -> list[UserState]:
         """Return the states that seen people are validated with; by default what `adapt` gives them."""
         return self.adapt(self.users_.tolist(), histories, budget)
+
+    def batched(self, table: Comparisons) -> Comparisons:
+        """Return the table whose (person, unit) groups are kept together in a batch; by default as it is."""
+        return table
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Train the network on seen people."""
@@ -92,7 +99,7 @@ class NeuralMethod(Method):
                 states = self.seen_states(net, histories, budget)
                 return calibrated_nll(self.margins(states, held), held)
 
-            batches = Batches(histories.table, person_keys(histories), self.batch, budget.seed)
+            batches = Batches(self.batched(histories.table), person_keys(histories), self.batch, budget.seed)
             schedule = Schedule(self.lr, self.weight_decay, self.steps, self.every, self.patience)
             self.comparisons_trained_ = train_network(
                 net,

@@ -1,0 +1,164 @@
+"""GPO, group preference optimization (Zhao et al., ICLR 2024, arXiv 2310.11523): an in-context neural process.
+
+    tokens [phi(item), y];   (mean_x, std_x) = transformer(context of (item, y), item x), no positions
+
+A person is the context: each comparison is two points, the preferred item with y = 1 and the other with y = 0.
+A target attends to the context and to itself, so nothing depends on the order of a context or on other targets. Margins
+(the pairwise adapter): 1.702 (mean_first - mean_second) / sqrt(std_first^2 + std_second^2), the logit of the probit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets_registry.records import Comparisons, Float32
+from methods.interface import Budget, Histories, MethodSpec, UserState
+from methods.neural.context import ContextMethod, Contexts
+from methods.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from methods.neural.process import NeuralProcess
+    from methods.neural.training import Rows
+
+Array = NDArray[Any]
+_QUERIES_AT_ONCE = 4096
+
+
+@register
+@dataclass(kw_only=True, eq=False, repr=False)
+class GPO(ContextMethod):
+    """Options: `width` of the tokens, `layers`, `heads`."""
+
+    width: int = 128
+    layers: int = 6
+    heads: int = 4
+    lr: float = 3e-4
+
+    spec = MethodSpec(
+        name="gpo",
+        title="Group preference optimization (GPO), pairwise",
+        level="feature",
+        adaptation="in-context",
+        citation="GPO: Zhao et al. (ICLR 2024), arXiv 2310.11523; its pairwise adapter",
+        equation="(mean, std)_x = transformer([phi(c), y] of the context, x); margin the logit of the probit of both",
+        shared_parameters="(d + 1) w + 4 w (w + 1) + ..., 1,188,354 at d = 4096, w = 128, 6 layers",
+        per_user_parameters="0; the state is the context: items and answers",
+        cold_start="an empty context: what the process says of an item alone",
+        deviations=(
+            "a pairwise adapter: points are the two items of a comparison with the answers 1 and 0 (soft labels as "
+            "they are), where GPO reads the shares of options in a group; trained on the Bradley-Terry likelihood of "
+            "its margin instead of the Normal likelihood of shares; a target attends to itself, too, so that an empty "
+            "context works; contexts of every size are drawn in training; frozen features of the track's encoder"
+        ),
+    )
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-4, 1e-3, 3e-3),
+        "layers": (1, 2),
+        "weight_decay": (0.0, 0.1),
+    }
+
+    def network(self, d: int, n_people: int) -> nn.Module:
+        """Return the neural process."""
+        from methods.neural.process import NeuralProcess
+
+        return NeuralProcess(d, self.width, self.layers, self.heads)
+
+    def answered(self, net: nn.Module, rows: Rows, contexts: Contexts, asked: Tensor) -> Tensor:
+        """Return -log P(label | context) of each comparison, [n]."""
+        from torch.nn.functional import binary_cross_entropy_with_logits as nll
+
+        points = _points(rows, contexts)
+        return nll(self._margin(net, points, rows.first, rows.second, asked), rows.label, reduction="none")
+
+    def adapt(self, users: Sequence[int], history: Sequence[Comparisons], budget: Budget) -> list[UserState]:
+        """Return the newest `context` comparisons of each person: first, second int32 [m], answer float32 [m]."""
+        histories = Histories.of(history)
+        table = histories.table
+        columns = {"first": table.first, "second": table.second, "answer": table.label}
+        ends = histories.offsets[1:]
+        starts = np.maximum(histories.offsets[:-1], ends - self.context)
+        return [
+            UserState({name: column[lo:hi].copy() for name, column in columns.items()})
+            for lo, hi in zip(starts.tolist(), ends.tolist(), strict=True)
+        ]
+
+    def margins(self, states: Sequence[UserState], queries: Comparisons) -> Float32:
+        """Return the logit of the probit, float32 [n]; people are taken in their order, many at once."""
+        import torch
+
+        net = self.ready()
+        out = np.empty(len(queries), np.float32)
+        order = np.argsort(queries.user, kind="stable")
+        with torch.no_grad():
+            for lo in range(0, len(order), _QUERIES_AT_ONCE):
+                at = order[lo : lo + _QUERIES_AT_ONCE]
+                people, person = np.unique(queries.user[at], return_inverse=True)
+                points = self._contexts([states[p] for p in people.tolist()])
+                asked = torch.from_numpy(person.reshape(-1)).to(self._device)
+                first, second = self.inputs(queries.first[at]), self.inputs(queries.second[at])
+                out[at] = self._margin(net, points, first, second, asked).float().cpu().numpy()
+        return out
+
+    def rewards(self, states: Sequence[UserState], users: Array, items: Array) -> Float32 | None:
+        """Return None: a margin is no difference of rewards."""
+        return None
+
+    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+        """Return what is allowed for each option."""
+        whole: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1")
+        heads: tuple[Callable[[Any], bool], str] = (
+            lambda v: isinstance(v, int) and v >= 1 and self.width % v == 0,
+            f"divisors of the width, {self.width}",
+        )
+        return {**super().limits(), "width": whole, "layers": whole, "heads": heads}
+
+    def _contexts(self, states: Sequence[UserState]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the points of the states: inputs [people, 2 m, d], answers [people, 2 m], real [people, 2 m]."""
+        import torch
+
+        from methods.neural.training import Rows
+
+        lengths = np.array([len(s.arrays["answer"]) for s in states], np.int64)
+        said = Comparisons.of(
+            user=np.repeat(np.arange(len(states)), lengths),
+            unit=np.zeros(int(lengths.sum())),
+            **{
+                name: np.concatenate([s.arrays[key] for s in states])
+                for name, key in (("first", "first"), ("second", "second"), ("label", "answer"))
+            },
+        )
+        rows = Rows.of(said, self.inputs, self._device)
+        return _points(rows, Contexts.of(torch.as_tensor(rows.person), len(states), self.context))
+
+    def _margin(
+        self, net: nn.Module, points: tuple[Tensor, Tensor, Tensor], first: Tensor, second: Tensor, asked: Tensor
+    ) -> Tensor:
+        """Return the margin of each pair of inputs [n, d] under the context `asked` int64 [n], [n]."""
+        import torch
+
+        model = cast("NeuralProcess", net)
+        places = Contexts.of(asked, len(points[0]), max(1, len(asked)))  # (contexts, T)
+        mean, std = model(*points, torch.cat([first[places.row], second[places.row]], 1))
+        (m1, m2), (s1, s2) = mean.chunk(2, 1), std.chunk(2, 1)
+        margin = 1.702 * (m1 - m2) / (s1**2 + s2**2).sqrt()
+        return torch.zeros_like(first[:, 0]).index_put((places.row[places.real],), margin[places.real])
+
+
+def _points(rows: Rows, contexts: Contexts) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each context's points: inputs [contexts, 2 C, d], answers [contexts, 2 C], real bool [contexts, 2 C]."""
+    import torch
+
+    real = torch.cat([contexts.real, contexts.real], 1)
+    if not len(rows):
+        d = rows.first.shape[1]
+        return rows.first.new_zeros((*real.shape, d)), rows.first.new_zeros(real.shape), real
+    at = contexts.row
+    inputs = torch.cat([rows.first[at], rows.second[at]], 1)
+    return inputs, torch.cat([rows.label[at], 1 - rows.label[at]], 1), real

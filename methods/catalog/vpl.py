@@ -1,0 +1,110 @@
+"""VPL, variational preference learning (Poddar et al., NeurIPS 2024, arXiv 2408.10075): a latent read from a context.
+
+    q(z | context) = Normal(mu, diag exp(logvar)), z [latent];   r(x, z) = MLP([phi(x), z])
+
+The pairs of a context go through MLP([chosen, rejected]), self-attention and a mean into mu and logvar (clamped to
+[-1, 1]). Loss: -log sigmoid(r(chosen, z) - r(rejected, z)) + beta KL(q || Normal(0, I)), z sampled; a person is served
+with z = mu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+
+from datasets_registry.records import Comparisons
+from methods.interface import Array, Budget, Histories, MethodSpec, UserState
+from methods.neural.context import ContextMethod, Contexts
+from methods.registry import register
+
+PEOPLE_AT_ONCE = 1024
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from methods.neural.training import Rows
+    from methods.neural.variational import Variational
+
+
+@register
+@dataclass(kw_only=True, eq=False, repr=False)
+class VPL(ContextMethod):
+    """Options: `width` of the layers, `latent` numbers per person, `beta` of the divergence."""
+
+    width: int = 512
+    latent: int = 512
+    beta: float = 1e-4
+
+    spec = MethodSpec(
+        name="vpl",
+        title="Variational preference learning (VPL)",
+        level="feature",
+        adaptation="in-context",
+        citation="VPL: Poddar et al. (NeurIPS 2024), arXiv 2408.10075",
+        equation="q(z|context) = N(mu, diag exp(logvar)); r(x, z) = MLP([phi(x), z]); a person is z = mu [latent]",
+        shared_parameters="3 d w + 6 w^2 + 3 w l + 9 w + 2 l + 1, w = width, l = latent",
+        per_user_parameters="latent, read from the context and not trained",
+        cold_start="the prior mean, z = 0",
+        deviations=(
+            "frozen features instead of a LoRA head on a language model; z = mu is served as it was trained, where the "
+            "published code normalises z in training only; a target is never in its own context and contexts hold up "
+            "to 32 comparisons of any number (published: 2 to 8 drawn with the targets among them); beta is constant "
+            "instead of cyclic; ties and soft labels read both orders, weighted; training stops early by validation"
+        ),
+    )
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (1e-3, 3e-3),
+        "beta": (1e-4, 1e-3, 1e-2),
+        "latent": (8, 32),
+        "weight_decay": (0.0, 0.1),
+    }
+
+    def network(self, d: int, n_people: int) -> nn.Module:
+        """Return encoder and decoder."""
+        from methods.neural.variational import Variational
+
+        return Variational(d, self.width, self.latent)
+
+    def answered(self, net: nn.Module, rows: Rows, contexts: Contexts, asked: Tensor) -> Tensor:
+        """Return -log P(label | z) + beta KL of each comparison, [n], z being drawn once per context."""
+        import torch
+        from torch.nn.functional import binary_cross_entropy_with_logits as nll
+
+        model = cast("Variational", net)
+        mu, logvar, _ = model.posterior(rows, contexts)
+        z = (mu + torch.randn_like(mu) * (0.5 * logvar).exp())[asked]
+        divergence = 0.5 * (mu**2 + logvar.exp() - logvar - 1).sum(1)
+        margin = model.reward(rows.first, z) - model.reward(rows.second, z)
+        return nll(margin, rows.label, reduction="none") + self.beta * divergence[asked]
+
+    def read(self, net: nn.Module, rows: Rows, contexts: Contexts) -> Tensor:
+        """Return mu, [n_contexts, latent]."""
+        return cast("Variational", net).posterior(rows, contexts)[0]
+
+    def adapt(self, users: Sequence[int], history: Sequence[Comparisons], budget: Budget) -> list[UserState]:
+        """Return what each history is read as; nothing is fitted, and seen people are read like new ones."""
+        import torch
+
+        histories, net = Histories.of(history), self.ready()
+        codes: list[Array] = []
+        with torch.no_grad():
+            for lo in range(0, len(histories), PEOPLE_AT_ONCE):
+                many = np.arange(lo, min(lo + PEOPLE_AT_ONCE, len(histories)))
+                some = Histories.group(histories.table, many)
+                rows = self.rows(some.table)
+                contexts = Contexts.of(rows.person, len(many), self.context)
+                codes.append(self.read(net, rows, contexts).float().cpu().numpy())
+        return [UserState({"code": code}) for part in codes for code in part]
+
+    def reward(self, net: nn.Module, codes: Tensor, inputs: Tensor) -> Tensor:
+        """Return r(x, z), [n]."""
+        return cast("Variational", net).reward(inputs, codes)
+
+    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+        """Return what is allowed for each option."""
+        whole: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1")
+        beta: tuple[Callable[[Any], bool], str] = (lambda v: v >= 0, "numbers from 0")
+        return {**super().limits(), "width": whole, "latent": whole, "beta": beta}
