@@ -128,7 +128,7 @@ def hub_model(encoder_id: str) -> HubModel:
         family=config.model_type,
         pooling=pooling,
         width=int(text.hidden_size),
-        max_tokens=min(MAX_TOKENS[pooling], _positions(text)),
+        max_tokens=min(MAX_TOKENS[pooling], usable_positions(text)),
         targets=default_targets(config.model_type),
     )
 
@@ -195,7 +195,7 @@ def _causal(family: str) -> bool:
     return family in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def _positions(config: Any) -> int:
+def usable_positions(config: Any) -> int:
     """Return how many tokens a model has positions for; RoBERTa's kind starts to count behind its padding token."""
     told = getattr(config, "max_position_embeddings", None) or 10**9
     counts_behind = config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")

@@ -194,12 +194,51 @@ def test_the_pass_with_the_least_validation_loss_is_kept():
         ({"core": "kernels"}, "kernel"),
         ({"head_init": "best"}, "random, zero, probe"),
         ({"targets": ["querry"]}, "query"),
+        ({"targets": "query"}, "a list of names"),
+        ({"micro_batch": -5}, "micro_batch=-5; allowed: whole numbers from 1"),
+        ({"lr": float("nan")}, "lr=nan; allowed: numbers above 0"),
+        ({"lr_head": "a"}, "lr_head='a'; allowed"),
+        ({"epochs": float("inf")}, "epochs=inf; allowed"),
+        ({"user_balanced": "no"}, "true, false"),
+        ({"dtype": "float16"}, "float32, bfloat16"),
+        ({"warmup": 2.0}, "warmup=2.0; allowed: a share"),
+        ({"core": "kernel", "share": "A"}, "leave one of the two out"),
+        ({"max_tokens": 2}, "whole numbers from 3"),
     ],
     ids=str,
 )
 def test_wrong_options_say_what_is_allowed(options, told):
     with pytest.raises(RequestError, match=told):
         fitted(PShareLora, **options)
+
+
+def test_options_that_contradict_a_method_are_refused():
+    with pytest.raises(RequestError, match="round most steps"):
+        fitted(FullFinetune, dtype="bfloat16")
+    with pytest.raises(RequestError, match="local_epochs=-1; allowed"):
+        fitted(LoraGlobalLocalA, local_epochs=-1)
+    with pytest.raises(RequestError, match="core of p-share-lora"):
+        PShareLora(core="kernels").memory_estimate("minilm-l6@1", 10)
+
+
+def test_what_frozen_layers_give_is_kept_by_the_precision_that_they_were_run_in(empty_home):
+    alone = fitted(LoraGlobal, adapt_layers=1, epochs=1).shared_
+    narrow = fitted(LoraGlobal, adapt_layers=1, epochs=1, dtype="bfloat16").shared_
+    again = fitted(LoraGlobal, adapt_layers=1, epochs=1).shared_
+    assert not np.array_equal(alone, narrow)
+    np.testing.assert_array_equal(alone, again)
+    (empty_home / "activations").rename(empty_home / "aside")
+    fitted(LoraGlobal, adapt_layers=1, epochs=1, dtype="bfloat16")
+    np.testing.assert_array_equal(alone, fitted(LoraGlobal, adapt_layers=1, epochs=1).shared_)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_new_people_are_fitted_alike_however_many_comparisons_are_run_at_once(size):
+    whole, parts = (fitted(PShareLora, epochs=2, micro_batch=m) for m in (None, size))
+    parts.table_, parts.shared_, parts.new_ = whole.table_, whole.shared_, whole.new_
+    parts._model, parts._factors = whole._model, whole._factors
+    for one, other in zip(states_of(whole, UNSEEN, 6), states_of(parts, UNSEEN, 6), strict=True):
+        np.testing.assert_allclose(one.arrays["factors"], other.arrays["factors"], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["lora-global", "p-share-lora", "full-finetune"])

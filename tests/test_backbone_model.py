@@ -10,6 +10,7 @@ from datasets_registry.errors import RequestError
 from datasets_registry.records import Items
 from datasets_registry.text_models import TextModel, load_text_model
 from methods.backbone import reward_model
+from methods.backbone.adapted_linear import Binding
 from methods.backbone.frozen_layers import FrozenLayers, layer_list
 from methods.backbone.last_token import LastOnly
 from methods.backbone.layout import HEAD, Layout, sizes, unpacked
@@ -225,7 +226,7 @@ def test_bfloat16_is_near_float32():
         ({"adapt_layers": 3}, "1 to 2"),
         ({"adapt_layers": 0}, "1 to 2"),
         ({"dtype": "float8"}, "float32, bfloat16"),
-        ({"max_tokens": 0}, "from 1"),
+        ({"max_tokens": 0}, "from 3"),
     ],
     ids=str,
 )
@@ -237,3 +238,22 @@ def test_a_wrong_shape_says_what_is_allowed(shape, told):
 def test_texts_are_cut_at_max_tokens():
     assert model("tiny-bert@1", max_tokens=6).lengths.max() == 6
     assert model("tiny-bert@1").lengths.max() > 6
+
+
+class Two(torch.nn.Module):
+    """A part that reads more than its input, or gives more than a tensor, as BLOOM's and mixtures of experts do."""
+
+    def forward(self, x, residual=None):
+        return 2 * x if residual is None else (2 * x + residual, "routing")
+
+
+def test_a_part_that_reads_or_gives_more_is_run_whole():
+    binding = Binding()
+    binding.last = torch.tensor([1, 2])
+    x = torch.randn(2, 3, 4)
+    alone = LastOnly(Two(), binding)
+    kept = alone(x)
+    torch.testing.assert_close(kept[[0, 1], binding.last], 2 * x[[0, 1], binding.last])
+    whole, told = alone(x, residual=x)
+    torch.testing.assert_close(whole, 3 * x)
+    assert told == "routing"

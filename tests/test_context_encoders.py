@@ -134,7 +134,7 @@ def test_a_label_and_its_opposite_are_one_reading_with_the_items_exchanged():
 
 
 def types(n_users, each, *, d=6, seed=0):
-    """People of three types, drawn at random: a world, training, validation and query tables, and everybody's weights."""
+    """People of three types, drawn at random: a world, training, validation and query tables, the queries' truth."""
     draw = np.random.default_rng(seed)
     theta = 3 * np.linalg.qr(draw.normal(size=(d, 3)))[0].T[draw.integers(0, 3, n_users)]
     features = draw.standard_normal((400, d), np.float32)

@@ -145,9 +145,21 @@ def test_one_persons_adapter_is_a_start_for_everybody(encoder, tmp_path):
     method = fitted("p-share-lora", encoder, core="kernel")
     state = state_of(method)
     write_adapter(method, state, tmp_path, user="1")
-    for name in ("lora-global", "lora-global+local-a"):
-        again = fitted(name, encoder, start=str(tmp_path), epochs=0)
+    for name, config in (
+        ("lora-global", {}),
+        ("lora-global+local-a", {}),
+        ("lora-local", {}),
+        ("p-share-lora", {"init": "copied"}),
+        ("p-share-lora", {"init": "copied", "share": "A"}),
+        ("p-share-lora", {"init": "copied", "core": "kernel"}),
+    ):
+        again = fitted(name, encoder, start=str(tmp_path), epochs=0, **config)
         np.testing.assert_allclose(scores(again, state_of(again)), scores(method, state), rtol=1e-5, atol=1e-6)
+
+
+def test_a_start_is_not_drawn_over(tmp_path):
+    with pytest.raises(RequestError, match="give init='copied' or init='warmup'"):
+        fitted("p-share-lora", "tiny-bert@1", start=str(tmp_path))
 
 
 def test_without_a_head_in_the_folder_ours_is_kept(tmp_path):

@@ -95,6 +95,7 @@ class FrozenLayers:
             self._as_tuple = isinstance(result, tuple)
 
         self._restore()
+        self._replayed = None
         hooks = [
             self._layers[self.n_frozen].register_forward_pre_hook(stop, with_kwargs=True, prepend=True),
             self._layers[0].register_forward_hook(note),
@@ -112,11 +113,12 @@ class FrozenLayers:
     def run_above(self, hidden: Tensor, mask: Tensor) -> Any:
         """Return the trunk's output, its first adapted layer being given `hidden`, [rows, tokens, d]."""
         self._skip()
-        self._replayed = hidden
-        try:
-            return self.trunk(inputs_embeds=hidden.detach(), attention_mask=mask)
-        finally:
-            self._replayed = None
+        # kept until the next call: some versions of transformers run hooks again where a backward pass recomputes
+        self._replayed = hidden.detach()
+        trunk: Any = self.trunk
+        # only their shape is read, and embeddings may be narrower than layers (ELECTRA, OPT)
+        blank = hidden.new_zeros((*hidden.shape[:2], trunk.get_input_embeddings().embedding_dim))
+        return self.trunk(inputs_embeds=blank, attention_mask=mask)
 
     def _skip(self) -> None:
         if self._as_tuple is None:
@@ -140,7 +142,13 @@ class Activations:
 
     @classmethod
     def cached(
-        cls, text: TextModel, n_frozen: int, tokens: Tokenised, compute: Callable[[], Float32], folder: Path | None
+        cls,
+        text: TextModel,
+        n_frozen: int,
+        dtype: str,
+        tokens: Tokenised,
+        compute: Callable[[], Float32],
+        folder: Path | None,
     ) -> Activations:
         """Return the activations from a file of `folder`, named by the content of all that they depend on.
 
@@ -148,7 +156,7 @@ class Activations:
         """
         if folder is None:
             return cls(compute())
-        key = hashlib.sha256(f"{text.id}\x1f{text.revision}\x1f{text.max_tokens}\x1f{n_frozen}\x1e".encode())
+        key = hashlib.sha256(f"{text.id}\x1f{text.revision}\x1f{text.max_tokens}\x1f{n_frozen}\x1f{dtype}\x1e".encode())
         key.update(tokens.offsets.tobytes())
         key.update(tokens.ids.tobytes())
         path = folder / f"{key.hexdigest()}.npy"

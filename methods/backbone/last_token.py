@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,13 +19,15 @@ class LastOnly(nn.Module):
         super().__init__()
         self.part, self.binding = part, binding
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [texts, tokens, d] for x [texts, tokens, d]."""
+    def forward(self, x: Tensor, *more: Any, **named: Any) -> Any:
+        """Return [texts, tokens, d] for x [texts, tokens, d]; a part that reads or gives more than that runs whole."""
         last = self.binding.last
-        if last is None:
-            return self.part(x)
+        if last is None or more or named:
+            return self.part(x, *more, **named)
         texts = torch.arange(len(x), device=x.device)
         read = self.part(x[texts, last][:, None])  # (texts, 1, d)
+        if not isinstance(read, Tensor):
+            return self.part(x)
         return torch.zeros_like(x).index_put((texts, last), read[:, 0])
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datasets_registry.errors import RequestError
 from datasets_registry.protocol import mix, seed_of
 from datasets_registry.records import Comparisons
 from methods.backbone.layout import HEAD, Layout, sizes
@@ -108,7 +109,16 @@ class Lesson:
         return out.to(self.model.device)
 
     def personal(self, start: Factors, draw: Draw) -> Factors:
-        """Return factors that are people's own where the method says so, begun from shared ones."""
+        """Return factors that are people's own where the method says so, begun from shared ones.
+
+        Raises RequestError where "independent" draws would undo a start that was given.
+        """
+        drawn_anew = {"a", "core"} & set(self.method.whose())
+        if draw == "independent" and self.method.start is not None and drawn_anew:
+            raise RequestError(
+                f"{self.method.spec.name}: an independent start draws anew what start={self.method.start!r} brings; "
+                "give init='copied' or init='warmup'"
+            )
         layout = layout_of(self.method, self.model, **self.method.whose())
         shared = {name: start.shared[name] for name in layout.shared}
         return replace(start, layout=layout, shared=shared, table=self.rows(layout, start.shared, draw))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -117,6 +118,7 @@ class BackboneMethod(Method):
                     Histories.group(histories.table, new).table,
                     len(new),
                     steps=self.adapt_steps,
+                    micro_batch=self.micro_batch,
                     lr=self.schedule.own_rate if self.adapt_lr is None else self.adapt_lr,
                 )
                 .cpu()
@@ -196,19 +198,13 @@ class BackboneMethod(Method):
 
     def check(self) -> None:
         """Raise RequestError for an option out of range."""
-        limits: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
-            "rank": (self.rank, lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1"),
-            "batch": (self.batch, lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1"),
-            "epochs": (self.epochs, lambda v: v >= 0, "numbers from 0"),
-            "min_steps": (self.min_steps, lambda v: isinstance(v, int) and v >= 0, "whole numbers from 0"),
-            "lr": (self.lr, lambda v: v > 0, "numbers above 0"),
-            "adapt_steps": (self.adapt_steps, lambda v: isinstance(v, int) and v >= 0, "whole numbers from 0"),
-            "head_init": (self.head_init, lambda v: v in ("random", "zero", "probe"), "random, zero, probe"),
-            "select": (self.select, lambda v: v in ("validation", "last"), "validation, last"),
-        }
-        for name, (value, allowed, told) in limits.items():
-            if not allowed(value):
-                raise RequestError(f"{self.spec.name}: {name}={value!r}; allowed: {told}")
+        for names, allowed, told in _LIMITS:
+            for name in names:
+                value = getattr(self, name)
+                if not allowed(value):
+                    raise RequestError(f"{self.spec.name}: {name}={value!r:.60}; allowed: {told}")
+        if self.start is not None and not isinstance(self.start, str):
+            raise RequestError(f"{self.spec.name}: start={self.start!r:.60}; allowed: the path of a PEFT folder")
 
     def _fresh_model(self) -> RewardModel:
         from datasets_registry.sources import home
@@ -258,6 +254,38 @@ class BackboneMethod(Method):
     def adapters(self) -> bool:
         """Return whether the trunk gets adapters; without them it is trained itself."""
         return True
+
+
+def _whole(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(value: Any, least: float = 0.0) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < inf
+
+
+def _above(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+# (options, what is allowed, how that is told)
+_LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("rank", "batch"), _whole, "whole numbers from 1"),
+    (("micro_batch", "adapt_layers", "max_tokens"), lambda v: v is None or _whole(v), "whole numbers from 1, or None"),
+    (("min_steps", "adapt_steps"), lambda v: _whole(v, 0), "whole numbers from 0"),
+    (("epochs", "weight_decay"), _number, "numbers from 0"),
+    (("alpha", "lr", "init_scale"), _above, "numbers above 0"),
+    (("lr_own", "lr_head", "adapt_lr"), lambda v: v is None or _number(v), "numbers from 0, or None for lr"),
+    (("head_init",), lambda v: v in ("random", "zero", "probe"), "random, zero, probe"),
+    (("dtype",), lambda v: v in ("float32", "bfloat16"), "float32, bfloat16"),
+    (("select",), lambda v: v in ("validation", "last"), "validation, last"),
+    (("user_balanced", "checkpointing"), lambda v: isinstance(v, bool), "true, false"),
+    (
+        ("targets",),
+        lambda v: v is None or (isinstance(v, list | tuple) and bool(v) and all(isinstance(n, str) for n in v)),
+        'a list of names of linear layers, for example ["q_proj", "v_proj"], or None for the model\'s own',
+    ),
+)
 
 
 def _flat(tensors: Sequence[Any]) -> Float32:

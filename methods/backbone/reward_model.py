@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datasets_registry.errors import MethodError, RequestError
+from datasets_registry.hub_models import usable_positions
 from datasets_registry.records import Float32, Items
 from datasets_registry.text_models import TextModel, load_text_model, pooled, tokenise
 from methods.backbone.adapted_linear import AdaptedLinear, Binding, linear_widths
@@ -262,7 +263,7 @@ class RewardModel:
                 out[self._places(part)] = hidden.float().cpu().numpy()
             return out
 
-        return Activations.cached(self.text, frozen.n_frozen, self.tokens, compute, cache)
+        return Activations.cached(self.text, frozen.n_frozen, self.shape.dtype, self.tokens, compute, cache)
 
 
 def _special_before(tokenizer: Any) -> int:
@@ -273,7 +274,10 @@ def _special_before(tokenizer: Any) -> int:
 
 def _cut(text: TextModel, shape: Shape) -> TextModel:
     """Return the model with texts cut as `shape` says, and where a soft prompt needs the place."""
-    positions = getattr(text.trunk.config, "max_position_embeddings", None) or text.max_tokens
+    config = text.trunk.config
+    told = getattr(config, "max_position_embeddings", None)
+    positions = usable_positions(config) if told else text.max_tokens
+    least = text.tokenizer.num_special_tokens_to_add() + 1
     most = positions - shape.soft_tokens
     less = f" less {shape.soft_tokens} soft tokens" if shape.soft_tokens else ""
     if most < 1:
@@ -283,10 +287,10 @@ def _cut(text: TextModel, shape: Shape) -> TextModel:
         )
     if shape.max_tokens is None:
         return replace(text, max_tokens=most) if shape.soft_tokens and text.max_tokens > most else text
-    if not isinstance(shape.max_tokens, int) or not 1 <= shape.max_tokens <= most:
+    if not isinstance(shape.max_tokens, int) or not least <= shape.max_tokens <= most:
         raise RequestError(
-            f"max_tokens={shape.max_tokens!r}; allowed: whole numbers from 1 to {most}, the positions of "
-            f"{text.id}{less}, or None for its usual {text.max_tokens}"
+            f"max_tokens={shape.max_tokens!r}; allowed: whole numbers from {least} (special tokens and one of the "
+            f"text) to {most}, the positions of {text.id}{less}, or None for its usual {text.max_tokens}"
         )
     return replace(text, max_tokens=shape.max_tokens)
 

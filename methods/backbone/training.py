@@ -232,6 +232,7 @@ def fit_rows(
     *,
     steps: int,
     lr: float,
+    micro_batch: int | None = None,
     at_once: int = 512,
 ) -> Tensor:
     """Return rows [n_people, P] fitted to what each person said, all that is shared being frozen.
@@ -249,7 +250,9 @@ def fit_rows(
         optimiser, everybody = RowAdamW(part), torch.arange(len(people), device=own.device)
         for step in range(steps):
             leaf = part.clone().requires_grad_()
-            _backward(model, factors, at, leaf, len(people), weight)
+            for lo in range(0, len(at), micro_batch or len(at)):
+                part_of = slice(lo, lo + (micro_batch or len(at)))
+                _backward(model, factors, at.take(part_of), leaf, len(people), weight[part_of])
             if leaf.grad is not None:
                 optimiser.step(everybody, leaf.grad, lr * (1.0 - step / steps))
         own[torch.from_numpy(people).to(own.device)] = part
