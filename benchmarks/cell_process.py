@@ -1,25 +1,27 @@
 """What happens inside a cell's process: fit, adapt, margins and the wrong-user control, over arrays without labels.
 
 The process is handed the labels that a method may see and nothing else: no dataset object, no query label. It answers
-with arrays and numbers as safetensors and JSON, never pickle.
+with arrays and numbers as safetensors and JSON, never pickle. A question that the method is unable to answer is left
+out with the reason, and the others are answered.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.meters import Clock, MemoryMeter, peak_device_bytes
-from datasets_registry.errors import MethodError
+from datasets_registry.errors import MethodError, UnableError, printable
 from datasets_registry.records import Comparisons, Float32, Int32, Items, Truth
 from methods.interface import Array, Budget, Histories, Method, UserState, World
 
 _SWAPPED_SAMPLE = 64
+_REASON_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,17 +59,21 @@ class Payload:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What a cell's process gives back: margin columns by name, costs, and how many texts the method cut."""
+    """What a cell's process gives back: margin columns by name, costs, and how many texts the method cut.
+
+    `skipped` tells by the title of a question why the method is unable to answer it; it has no columns then.
+    """
 
     arrays: dict[str, Array]
     cost: dict[str, float | int | None]
     truncated: int = 0
+    skipped: dict[str, str] = field(default_factory=dict[str, str])
 
     def pack(self) -> tuple[bytes, bytes]:
         """Return the answer as a safetensors blob and a JSON blob."""
         from safetensors.numpy import save
 
-        told = {"cost": self.cost, "truncated": self.truncated}
+        told = {"cost": self.cost, "truncated": self.truncated, "skipped": self.skipped}
         return save({k: np.asarray(v, order="C") for k, v in self.arrays.items()}), json.dumps(told).encode()
 
     @classmethod
@@ -80,7 +86,10 @@ class Answer:
 
 
 def answer(payload: Payload) -> Answer:
-    """Run one cell: fit once, then answer every question with it."""
+    """Run one cell: fit once, then answer every question with it.
+
+    Raises UnableError when `fit` does, or when the method can answer no question, for one reason.
+    """
     seed_everything(payload.budget.seed)
     memory, clock = MemoryMeter(), Clock(payload.budget.device)
     world = world_of(payload)
@@ -88,21 +97,23 @@ def answer(payload: Payload) -> Answer:
     with clock.measure("fit"):
         method.fit(payload.train, payload.val, world, payload.budget)
     arrays: dict[str, Array] = {}
+    skipped: dict[str, str] = {}
     states: list[UserState] = []
     asked = adapted = 0
     for question in payload.questions:
-        histories = Histories.group(question.history, question.users)
-        with clock.measure("adapt"):
-            states = method.adapt([int(u) for u in question.users], histories, payload.budget)
-        _check_states(states, len(question.users), question.title)
-        queries = _positioned(question.queries, question.users)
-        with clock.measure("margins"):
-            arrays[f"{question.title}/margin"] = _margins(method, states, queries, question.title)
-        if question.wrong is not None:
-            others = [states[int(at)] for at in question.wrong]
-            arrays[f"{question.title}/wrong_user"] = _margins(method, others, queries, question.title)
-        asked += len(queries)
+        taken = Clock(payload.budget.device)
+        try:
+            states, columns = _answered(method, question, payload.budget, taken)
+        except UnableError as why:
+            skipped[question.title] = reason(why)
+            continue
+        arrays |= columns
+        for name, seconds in taken.seconds.items():
+            clock.seconds[name] = clock.seconds.get(name, 0.0) + seconds
+        asked += len(question.queries)
         adapted += len(question.users)
+    if not arrays and len(set(skipped.values())) == 1:
+        raise UnableError(next(iter(skipped.values())))
     cost: dict[str, float | int | None] = {
         "fit_s": clock.seconds["fit"],
         "adapt_s_per_user": clock.seconds.get("adapt", 0.0) / max(adapted, 1),
@@ -114,7 +125,29 @@ def answer(payload: Payload) -> Answer:
         "peak_device_bytes": peak_device_bytes(payload.budget.device),
         "peak_rss_delta_bytes": memory.peak_delta(),
     }
-    return Answer(arrays, cost, int(method.truncated))
+    return Answer(arrays, cost, int(method.truncated), skipped)
+
+
+def reason(why: UnableError) -> str:
+    """Return what a method says of why it is unable, as a record can hold it."""
+    return printable(str(why).strip())[:_REASON_CHARACTERS] or "the method raised UnableError and did not say why"
+
+
+def _answered(
+    method: Method, question: Question, budget: Budget, clock: Clock
+) -> tuple[list[UserState], dict[str, Array]]:
+    """Return the states of a question's people and its margin columns by name."""
+    histories = Histories.group(question.history, question.users)
+    with clock.measure("adapt"):
+        states = method.adapt([int(u) for u in question.users], histories, budget)
+    _check_states(states, len(question.users), question.title)
+    queries = _positioned(question.queries, question.users)
+    with clock.measure("margins"):
+        columns = {f"{question.title}/margin": _margins(method, states, queries, question.title)}
+    if question.wrong is not None:
+        others = [states[int(at)] for at in question.wrong]
+        columns[f"{question.title}/wrong_user"] = _margins(method, others, queries, question.title)
+    return states, columns
 
 
 def world_of(payload: Payload) -> World:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +53,7 @@ class MethodEntry:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One measurement of a cell: a regime and, for unseen people, the size of their support."""
+    """One measurement of a cell: a regime and, for new people, the size of their support."""
 
     regime: Regime
     n_support: int | None
@@ -84,11 +84,32 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Grids:
-    """The budgets that a dataset is run at, and how many people can be seen; None where that is not known."""
+    """The budgets that a dataset is run at, what is measured with each fit, and how many people can be seen.
+
+    `people` is None where that is not known.
+    """
 
     n_train: tuple[Count, ...]
-    n_support: tuple[int, ...]
+    tasks: tuple[Task, ...]
     people: int | None
+
+    @classmethod
+    def of(
+        cls,
+        plan: DatasetPlan,
+        regimes: Sequence[Regime],
+        n_train: Sequence[Count],
+        n_support: Callable[[Regime], Sequence[int]],
+        people: int | None,
+    ) -> Grids:
+        """Return the grids of a plan; where it names none, `n_train` and what `n_support` returns for a regime."""
+        tasks: list[Task] = []
+        for regime in regimes:
+            if regime == "seen":
+                tasks.append(Task(regime, None))
+            else:
+                tasks += [Task(regime, n) for n in plan.n_support or n_support(regime)]
+        return cls(plan.n_train or tuple(n_train), tuple(tasks), people)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,11 +160,8 @@ def plan_cells(suite: Suite, ready: Prepared, methods: list[MethodEntry]) -> Ite
     for seed in range(suite.seeds):
         repetition = Repetition(seed)
         split = _split(ready, repetition)
-        grids = Grids(
-            ready.plan.n_train or tuple(split.budgets()),
-            ready.plan.n_support or tuple(split.support_budgets()),
-            len(split.seen),
-        )
+        regimes = suite.regimes_of(ready.plan)
+        grids = Grids.of(ready.plan, regimes, split.budgets(), split.support_budgets, len(split.seen))
         for entry in entries:
             for fit in fits(ready.plan, grids, entry, shuffle=suite.user_shuffle and seed == 0):
                 yield Cell(ready, split, repetition, fit, entry, suite.device)
@@ -171,9 +189,9 @@ def without_model(method: MethodEntry, plan: DatasetPlan) -> str | None:
 def fits(plan: DatasetPlan, grids: Grids, entry: MethodEntry, *, shuffle: bool) -> Iterator[Fit]:
     """Yield what a method is fitted on in one repetition: every budget, and with `shuffle` the user-shuffle control.
 
-    The control is fitted on the most people there are in the grid and at its last n_train, where the headline stands.
+    The control is fitted on the most people there are in the grid and at its last n_train, where the headline stands,
+    and measured on seen people: it is left out where these are not.
     """
-    tasks = (Task("seen", None), *(Task("unseen", n) for n in grids.n_support))
     crowds = _crowds(plan, grids)
     for n_users in crowds:
         for imbalance in plan.imbalance:
@@ -181,10 +199,11 @@ def fits(plan: DatasetPlan, grids: Grids, entry: MethodEntry, *, shuffle: bool) 
             for n in grids.n_train:
                 if skewed and n == "all":
                     continue
-                yield Fit(n, n_users, skewed, None, tasks)
-    if shuffle and entry.cls.spec.adaptation != "none" and entry.cls.spec.role == "method":
+                yield Fit(n, n_users, skewed, None, grids.tasks)
+    seen = tuple(task for task in grids.tasks if task.regime == "seen")
+    if shuffle and seen and entry.cls.spec.adaptation != "none" and entry.cls.spec.role == "method":
         most = max(crowds, key=lambda n: float("inf") if n == "all" else n)
-        yield Fit(grids.n_train[-1], most, None, "user_shuffle", tasks[:1])
+        yield Fit(grids.n_train[-1], most, None, "user_shuffle", seen)
 
 
 def _crowds(plan: DatasetPlan, grids: Grids) -> list[Count]:

@@ -91,11 +91,8 @@ def _without_data(suite: Suite, plan: DatasetPlan, entries: list[MethodEntry], w
     from datasets_registry import canonical_id, find_dataset
 
     card, name = find_dataset(plan.name).card, canonical_id(plan.name)
-    grids = Grids(
-        plan.n_train or (*N_TRAIN_GRID, "all"),
-        plan.n_support or N_SUPPORT_GRID,
-        round(SEEN_SHARE * card.people) or None,
-    )
+    seen = round(SEEN_SHARE * card.people) or None
+    grids = Grids.of(plan, suite.regimes_of(plan), (*N_TRAIN_GRID, "all"), lambda _: N_SUPPORT_GRID, seen)
     for seed in range(suite.seeds):
         for entry in runnable(entries, plan, truth=card.simulated):
             for fit in fits(plan, grids, entry, shuffle=suite.user_shuffle and seed == 0):

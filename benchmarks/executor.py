@@ -27,14 +27,15 @@ from typing import Generic, TypeVar
 
 import psutil
 
-from benchmarks.cell_process import Answer, Payload
-from datasets_registry.errors import printable
+from benchmarks.cell_process import Answer, Payload, reason
+from datasets_registry.errors import UnableError, printable
 from leaderboard.records import Status
 
 T = TypeVar("T")
 _POLL_S = 0.1
 _STDERR_LINES = 12
 _MESSAGE_CHARACTERS = 2000
+DONE: tuple[Status, ...] = ("ok", "skipped")  # what is not run again, and no failure
 _SERVER_LOST = 255  # what multiprocessing says of a process whose fork server is gone
 
 
@@ -48,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """How a cell ended: an answer, or a status and the reason."""
+    """How a cell ended: an answer, or a status and the reason; "skipped" where the method can answer nothing."""
 
     status: Status
     answer: Answer | None = None
@@ -57,7 +58,26 @@ class Outcome:
     @property
     def headline(self) -> str:
         """Return the first line of the reason, or nothing."""
-        return (self.reason or "").partition("\n")[0]
+        return first_line(self.reason, _MESSAGE_CHARACTERS)
+
+    @property
+    def failed(self) -> bool:
+        """Return whether the cell gave nothing that it should have given."""
+        return self.status not in DONE
+
+    def of(self, title: str) -> tuple[Status, str | None]:
+        """Return how one question of the cell ended, and why it was not answered."""
+        skipped = self.answer.skipped.get(title) if self.answer is not None else None
+        return (self.status, self.reason) if skipped is None else ("skipped", skipped)
+
+
+def first_line(reason: str | None, most: int = 160) -> str:
+    r"""Return the beginning of the first line of a reason, for a person.
+
+    >>> first_line("the matrix was tired\nTraceback")
+    'the matrix was tired'
+    """
+    return (reason or "").partition("\n")[0][:most]
 
 
 @dataclass(slots=True, eq=False)
@@ -172,6 +192,8 @@ class LocalExecutor:
                 if kind == "ok":
                     return Outcome("ok", Answer.unpack(cell.connection.recv_bytes(), cell.connection.recv_bytes()))
                 message = cell.connection.recv_bytes().decode(errors="replace")
+                if kind == "unable":
+                    return Outcome("skipped", reason=message)
                 return Outcome("out_of_memory" if kind == "memory" else "failed", reason=_with_stderr(message, cell))
             except (EOFError, OSError, ValueError, KeyError) as why:
                 if not isinstance(why, EOFError):
@@ -205,6 +227,8 @@ def _main(payload: Payload, sender: Connection, stderr: str, memory_bytes: int) 
 
     try:
         blobs = answer(payload).pack()
+    except UnableError as why:
+        _send(sender, b"unable", reason(why).encode())
     except MemoryError as why:
         _send(sender, b"memory", f"out of memory: {why}".encode())
     except BaseException as why:

@@ -28,7 +28,9 @@ def build_payload(cell: Cell, seconds: float) -> Payload:
         train, val = shuffled(train, *_context(cell), "train"), shuffled(val, *_context(cell), "val")
     questions = [_question(cell, "validation", "validation", train)]
     for task in cell.fit.tasks:
-        history = train if task.regime == "seen" else data.comparisons.take(split.support(task.n_support or 0))
+        history = train
+        if task.regime != "seen":
+            history = data.comparisons.take(split.support(task.n_support or 0, task.regime))
         questions.append(_question(cell, task.title, task.regime, history, wrong=True))
     return Payload(
         method=cell.method.cls,
@@ -64,6 +66,7 @@ class Asked:
 def asked(cell: Cell, part: Part) -> Asked:
     """Return what a cell asks of a part; queries are the same for every budget and method."""
     n_val = cell.fit.n_train if part == "validation" else "all"
+    part = "unseen" if part == "known-prompts" else part  # the same people and queries, after another support
     return _asked(cell.prepared.data, cell.split, part, cell.fit.n_users, n_val)
 
 

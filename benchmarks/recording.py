@@ -13,7 +13,8 @@ from benchmarks.executor import Outcome
 from benchmarks.meters import environment, source
 from benchmarks.payloads import asked, columns_of
 from datasets_registry.protocol import PROTOCOL
-from datasets_registry.splits import distinct_units, mean_units
+from datasets_registry.splits import mean_units
+from datasets_registry.unit_order import distinct_units
 from leaderboard.records import (
     Cost,
     Counts,
@@ -75,7 +76,7 @@ def write_cell(folder: ResultsFolder, cell: Cell, outcome: Outcome) -> list[RunR
     for task in cell.fit.tasks:
         key = record_key(fit_key, task.regime, task.n_support)
         margins = None
-        if outcome.answer is not None:
+        if outcome.answer is not None and outcome.of(task.title)[0] == "ok":
             columns = columns_of(outcome.answer, task.title, cell, task.regime)
             name = folder.margins_name(cell.prepared.data.id, cell.method.cls.spec.name, key)
             ref = folder.write_margins(name, columns)
@@ -93,7 +94,10 @@ def _record(
     said = data.comparisons.take(asked(cell, task.regime).rows)
     train = split.train(cell.fit.n_train, cell.fit.n_users, cell.fit.imbalance)
     trained = split.seen if cell.fit.n_users == "all" else split.seen[: cell.fit.n_users]
-    support = None if task.n_support is None else mean_units(data, split.support(task.n_support), split.unseen)
+    status, reason = outcome.of(task.title)
+    support = None
+    if task.n_support is not None:
+        support = mean_units(data, split.support(task.n_support, task.regime), split.unseen)
     return RunRecord(
         protocol=PROTOCOL,
         key=key,
@@ -107,6 +111,7 @@ def _record(
             config=cell.method.config,
             config_sha256=canonical_sha256(cell.method.config),
             source_sha256=cell.method.source_sha256 or None,
+            transductive=spec.transductive,
         ),
         dataset=DatasetPart(
             name=data.id,
@@ -129,8 +134,8 @@ def _record(
         ),
         seed=cell.repetition.seed,
         control="user_shuffle" if cell.fit.control else None,
-        status=outcome.status,
-        reason=outcome.reason,
+        status=status,
+        reason=reason,
         counts=Counts(
             users=len(np.unique(said.user)),
             units=distinct_units(said.user, said.unit),
@@ -138,7 +143,7 @@ def _record(
             truncated=_truncated(cell, outcome),
         ),
         margins=margins,
-        cost=Cost.model_validate(outcome.answer.cost) if outcome.answer else Cost(),
+        cost=Cost.model_validate(outcome.answer.cost) if outcome.answer and margins else Cost(),
         environment=environment(_worked_on(cell, outcome)),
         source=source(),
     )

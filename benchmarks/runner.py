@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.cells import Cell, MethodEntry, Prepared, method_entries, plan_cells, runnable, without_model
-from benchmarks.executor import Limits, LocalExecutor, Outcome
+from benchmarks.executor import DONE, Limits, LocalExecutor, Outcome, first_line
 from benchmarks.meters import must_be_there, source
 from benchmarks.payloads import build_payload
 from benchmarks.recording import StandingRecords, write_cell
@@ -55,7 +56,8 @@ class Summary:
     """How a run ended.
 
     `unavailable` tells why a dataset or method could not be had, which is a failure; `unsuited` why a method was left
-    out on a dataset that it is not made for, by (method, dataset), which is none.
+    out on a dataset that it is not made for, by (method, dataset), which is none. Nor is what `skipped` counts: the
+    measurements that a method is unable to make, by (method, why).
     """
 
     planned: int = 0
@@ -64,6 +66,19 @@ class Summary:
     failed: list[str] = field(default_factory=list[str])
     unavailable: dict[str, str] = field(default_factory=dict[str, str])
     unsuited: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+    skipped: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+
+    def note_skipped(self, records: Iterable[RunRecord]) -> None:
+        """Count the records that were skipped."""
+        self.skipped.update((r.method.name, r.reason or "") for r in records if r.status == "skipped")
+
+    @property
+    def skipped_lines(self) -> list[str]:
+        """Return how many measurements were skipped and why, a line per method and reason."""
+        return [
+            f"{n} measurement{'' if n == 1 else 's'} of {method} skipped: {first_line(why, 400)}"
+            for (method, why), n in sorted(self.skipped.items())
+        ]
 
     @property
     def exit_code(self) -> int:
@@ -82,6 +97,8 @@ def run_suite(suite: Suite, out: Path, options: Options, progress: Progress) -> 
     with _claimed(out, suite):
         cells = planned_cells(suite, options, progress, summary)
         _run_cells(suite, folder, cells, options, progress, summary)
+    for line in summary.skipped_lines:
+        progress.note(line)
     return summary
 
 
@@ -92,12 +109,13 @@ def _run_cells(
     elsewhere = 0
     for cell in cells:
         standing = [] if options.fresh else _standing(folder, cell)
-        status = next((r.status for r in standing if r.status != "ok"), "ok")
+        status = next((r.status for r in standing if r.status not in DONE), "ok")
         if not standing or (options.retry_failed and status != "ok"):
             todo.append(cell)
             continue
         if status != "ok":
             summary.failed.append(f"{cell.title}: {status} in an earlier run")
+        summary.note_skipped(standing)
         kind = standing[0].environment.device_class.partition("-")[0]
         elsewhere += "backbone" in cell.method.cls.spec.needs and kind != suite.device.partition(":")[0]
     summary.planned, summary.found = len(cells), len(cells) - len(todo)
@@ -112,10 +130,12 @@ def _run_cells(
     models = any("backbone" in cell.method.cls.spec.needs for cell in todo)
     with LocalExecutor(options.jobs, limits, ["benchmarks.preload_models"] if models else []) as executor:
         for cell, outcome in executor.run(_tickets(todo, limits)):
-            for record in write_cell(folder, cell, outcome):
+            records = write_cell(folder, cell, outcome)
+            for record in records:
                 standing_records.supersede(record)
             summary.executed += 1
-            if outcome.status != "ok":
+            summary.note_skipped(records)
+            if outcome.failed:
                 summary.failed.append(f"{cell.title}: {outcome.status}: {outcome.headline}")
             progress.ended(cell, outcome)
 

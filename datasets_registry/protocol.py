@@ -19,7 +19,7 @@ N_SUPPORT_GRID: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32)
 N_USERS_GRID: tuple[int, ...] = (32, 128, 512)
 
 Count = int | Literal["all"]
-Regime = Literal["seen", "unseen"]
+Regime = Literal["seen", "unseen", "known-prompts"]
 
 
 @dataclass(frozen=True, slots=True)

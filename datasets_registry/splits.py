@@ -10,7 +10,8 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,10 +30,12 @@ from datasets_registry.protocol import (
     mix,
 )
 from datasets_registry.records import Int32, PreferenceData, Rows
+from datasets_registry.unit_order import distinct_units, unit_ranks, zipf_allotment
 
 PARTS: tuple[str, ...] = ("train", "validation", "support", "query")
 TRAIN, VALIDATION, SUPPORT, QUERY = range(4)
 UNUSED = -1
+REGIMES: tuple[Regime, ...] = get_args(Regime)  # in the order of every table
 _ALL_FOLDS = "every fold"
 
 Keys = NDArray[np.uint64]
@@ -90,17 +93,25 @@ class Split:
         """
         return self._rows(VALIDATION, self._seen(n_users), _count("n_val", n_val, least=1))
 
-    def support(self, n_support: Count) -> Rows:
-        """Return `n_support` units of each unseen person on support prompts; 0 gives no rows."""
-        return self._rows(SUPPORT, self.unseen, _count("n_support", n_support, least=0))
+    def support(self, n_support: Count, regime: Regime = "unseen") -> Rows:
+        """Return `n_support` units of each unseen person on support prompts; 0 gives no rows.
+
+        In the regime "known-prompts" they are on training prompts, which seen people compared: prefixes of a
+        permutation of its own, which no digest holds, since it follows from what the digests do hold.
+        """
+        n = _count("n_support", n_support, least=0)
+        if self._support_part(regime) == SUPPORT:
+            return self._rows(SUPPORT, self.unseen, n)
+        rows, rank = _on_known_prompts(self)
+        return rows[rank < n]
 
     def query(self, regime: Regime, n_users: Count = "all") -> Rows:
         """Return the query rows of a regime; the same for every budget and method.
 
-        `n_users` counts seen people; the people of the regime "unseen" do not depend on it.
+        `n_users` counts seen people; the unseen people, who are those of every other regime, do not depend on it.
         """
-        if regime not in ("seen", "unseen"):
-            raise RequestError(f"regime={regime!r} is unknown; allowed: 'seen', 'unseen'")
+        if regime not in REGIMES:
+            raise RequestError(f"regime={regime!r} is unknown; allowed: {', '.join(map(repr, REGIMES))}")
         return self._rows(QUERY, self._seen(n_users) if regime == "seen" else self.unseen)
 
     def budgets(self) -> list[Count]:
@@ -108,9 +119,9 @@ class Split:
         have = self._units(TRAIN, self.seen)
         return [*(n for n in N_TRAIN_GRID if 2 * int((have >= n).sum()) >= len(have)), "all"]
 
-    def support_budgets(self) -> list[int]:
+    def support_budgets(self, regime: Regime = "unseen") -> list[int]:
         """Return the n_support of the protocol's grid that at least half of the unseen people have; 0 comes first."""
-        have = self._units(SUPPORT, self.unseen)
+        have = self._units(self._support_part(regime), self.unseen)
         enough = (n for n in N_SUPPORT_GRID if n and len(have) and 2 * int((have >= n).sum()) >= len(have))
         return [0, *enough]
 
@@ -141,7 +152,7 @@ class Split:
             unseen=self.pseudo_unseen[has[self.pseudo_unseen]],
             cluster_part=cluster_part,
             row_part=row_part,
-            row_rank=_unit_ranks(self.row_user, row_part, self.row_unit, self.row_rank),
+            row_rank=unit_ranks(self.row_user, row_part, self.row_unit, self.row_rank),
         )
 
     @property
@@ -190,6 +201,12 @@ class Split:
             )
         return self.seen if n == math.inf else self.seen[: int(n)]
 
+    def _support_part(self, regime: Regime) -> int:
+        if regime not in ("unseen", "known-prompts"):
+            raise RequestError(f"regime={regime!r} has no support; allowed: 'unseen', 'known-prompts'")
+        # The people of a tuning split are supported on training prompts in either regime.
+        return TRAIN if regime == "known-prompts" and self.purpose == "evaluation" else SUPPORT
+
     def _rows(self, part: int, people: Int32, n: float = math.inf) -> Rows:
         member = np.zeros(len(self.user_keys), bool)
         member[people] = True
@@ -209,20 +226,12 @@ class Split:
         return distinct_units(self.row_user[rows], self.row_unit[rows])
 
     def _zipf(self, people: Int32, n: float) -> Rows:
-        # Sainte-Laguë's highest averages with weights 1 / rank: the k-th unit of the person of rank r has priority
-        # r (2k - 1), and the `total` smallest are given: exact, capped by what people have, growing monotonically.
         have = self._units(TRAIN, people)
         total = int(np.minimum(have, n).sum())
         salt = hash_keys(["zipf"], PROTOCOL, self.dataset, self.fold, self.draw, "imbalance")
-        order = np.argsort(mix(self.user_keys[people], salt), kind="stable")
-        rank = np.empty(len(people), np.int64)
-        rank[order] = np.arange(1, len(people) + 1)
-        owner = np.repeat(np.arange(len(people)), have)
-        turn = np.arange(len(owner)) - np.repeat(np.cumsum(have) - have, have) + 1
-        priority = np.where(turn == 1, 0, rank[owner] * (2 * turn - 1))
-        chosen = np.lexsort((rank[owner], priority))[:total]
+        rank = np.argsort(np.argsort(mix(self.user_keys[people], salt), kind="stable"), kind="stable") + 1
         allotted = np.zeros(len(self.user_keys), np.int64)
-        allotted[people] = np.bincount(owner[chosen], minlength=len(people))
+        allotted[people] = zipf_allotment(have, rank, total)
         return np.flatnonzero((self.row_part == TRAIN) & (self.row_rank < allotted[self.row_user]))
 
 
@@ -246,7 +255,7 @@ def split(data: PreferenceData, fold: int = 0, draw: int = 0) -> Split:
     user_keys = hash_keys(data.users.ids, *where, "units of a person")
     # A unit's id is its row number as text: unit rows are stable for a dataset digest.
     unit_keys = hash_keys(map(str, range(len(data.unit_cluster))), *where, "units")
-    row_rank = _unit_ranks(c.user, row_part, c.unit, mix(user_keys[c.user], unit_keys[c.unit]))
+    row_rank = unit_ranks(c.user, row_part, c.unit, mix(user_keys[c.user], unit_keys[c.unit]))
     has = np.zeros((len(PARTS), len(user_keys)), bool)
     has[row_part, c.user] = True
 
@@ -280,6 +289,17 @@ def split(data: PreferenceData, fold: int = 0, draw: int = 0) -> Split:
         row_part=row_part,
         row_rank=row_rank,
     )
+
+
+@lru_cache(maxsize=16)
+def _on_known_prompts(split: Split) -> tuple[Rows, Int32]:
+    """Return the rows of unseen people on training prompts, and per row the position of its unit for its person."""
+    rows = split._rows(TRAIN, split.unseen)
+    user, unit = split.row_user[rows], split.row_unit[rows]
+    units, which = np.unique(unit, return_inverse=True)
+    where = (PROTOCOL, split.dataset, split.fold, split.draw)
+    keys = hash_keys(map(str, units.tolist()), *where, "units on known prompts")
+    return rows, unit_ranks(user, split.row_part[rows], unit, mix(split.user_keys[user], keys[which]))
 
 
 def mean_units(data: PreferenceData, rows: ArrayLike, users: ArrayLike) -> float:
@@ -355,27 +375,6 @@ def _pseudo_unseen(seen: Int32, validated: NDArray[np.bool_], keys: Keys) -> Int
     """Return a tenth of the seen in hash order, first among those who have a validation unit to be scored on."""
     size = max(round(PSEUDO_UNSEEN_SHARE * len(seen)), int(len(seen) > 1))
     return seen[np.lexsort((keys[seen], ~validated[seen]))][:size]
-
-
-def _unit_ranks(user: Int32, part: Parts, unit: Int32, key: NDArray[Any]) -> Int32:
-    """Return per row the position of its unit, sorted by `key`, among its person's units of the same part."""
-    order = np.lexsort((unit, key, part, user))
-    u, p, t = user[order], part[order], unit[order]
-    new_group = np.ones(len(order), bool)
-    new_group[1:] = (u[1:] != u[:-1]) | (p[1:] != p[:-1])
-    new_unit = new_group.copy()
-    new_unit[1:] |= t[1:] != t[:-1]
-    place = np.cumsum(new_unit)
-    start = place[new_group][np.cumsum(new_group) - 1]
-    rank = np.empty(len(order), np.int32)
-    rank[order] = place - start
-    return rank
-
-
-def distinct_units(user: Int32, unit: Int32) -> int:
-    """Return the number of distinct (user, unit) pairs of two columns."""
-    pair = user.astype(np.int64) * (int(unit.max(initial=0)) + 1) + unit
-    return len(np.unique(pair))
 
 
 def _count(name: str, given: Count, *, least: int) -> float:

@@ -21,6 +21,7 @@ from leaderboard.entrant_labels import labeller
 from leaderboard.kernel_summaries import summarised
 from leaderboard.kernels import gather_kernels
 from leaderboard.labels import Labels
+from leaderboard.panel import count_order, regime_order
 from leaderboard.ranking import Labeller, Scored, headlines, overall, place, score
 from leaderboard.rows import COSTS, CostRow, Failure, Leaderboard, RecordsDigest, Row, Skipped, rounded
 from leaderboard.scoring import Gathered, Located, gather, panels
@@ -120,7 +121,7 @@ def build_board(
         methods=sorted((_plain(m) for m in methods if m.get("name") in entered), key=lambda m: str(m["name"])),
         rows=sorted(scored.rows, key=row_order),
         overall=overall(scored.standings),
-        curves=sorted(scored.curves, key=lambda c: (c.dataset, c.encoder, c.regime, c.label, str(c))),
+        curves=sorted(scored.curves, key=lambda c: (c.dataset, c.encoder, regime_order(c.regime), c.label, str(c))),
         failures=failures(gathered, labelled),
         skipped=[
             Skipped(name=printable(name)[:4000], reason=printable(reason)[:4000])
@@ -146,11 +147,9 @@ def read_board(path: Path) -> Leaderboard:
 
 def row_order(row: Row) -> tuple[Any, ...]:
     """Return the order of rows: by table, then tier and rank, then unranked ones by accuracy."""
-    from leaderboard.panel import count_order
-
     budgets = tuple(count_order(n) for n in (row.n_users, row.n_train, row.n_support))
     rank = row.rank.value if row.rank else 1 << 30
-    table = (row.dataset, row.encoder, row.regime, row.imbalance or "", *budgets)
+    table = (row.dataset, row.encoder, regime_order(row.regime), row.imbalance or "", *budgets)
     return (*table, row.tier or 1 << 30, rank, -(row.acc_macro.value or 0.0), row.label)
 
 
@@ -175,7 +174,7 @@ def dataset_card(name: str, labels: Labels) -> dict[str, Any]:
 
 
 def failures(gathered: Gathered, labelled: Labeller) -> list[Failure]:
-    """Return the cells that gave no margins."""
+    """Return the cells that gave no margins, failed or skipped."""
     out = [
         Failure(
             **place(e.entrant, e.setting, labelled(e.entrant)),
@@ -212,7 +211,7 @@ def costs(gathered: Gathered, labelled: Labeller) -> list[CostRow]:
                 seeds=[m.record.seed for m in members],
             )
         )
-    return sorted(out, key=lambda c: (c.dataset, c.encoder, c.regime, c.label, c.device_class, str(c)))
+    return sorted(out, key=lambda c: (c.dataset, c.encoder, regime_order(c.regime), c.label, c.device_class, str(c)))
 
 
 def ledger(folders: Sequence[Path]) -> list[dict[str, Any]]:

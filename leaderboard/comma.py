@@ -20,6 +20,7 @@ _PLACE = (
     "role",
     "level",
     "badge",
+    "transductive",
 )
 
 

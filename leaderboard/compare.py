@@ -6,7 +6,6 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -15,8 +14,9 @@ from datasets_registry.protocol import Count
 from leaderboard.entrant_labels import labeller
 from leaderboard.labels import Labels, Reals
 from leaderboard.metrics import estimated
-from leaderboard.panel import POOLED, Panel, Setting
+from leaderboard.panel import POOLED, Panel, Setting, regime_order
 from leaderboard.ranking import headlines
+from leaderboard.records import Regime
 from leaderboard.rows import rounded
 from leaderboard.scoring import gather, panels
 from leaderboard.statistics import interval, point
@@ -28,7 +28,7 @@ class Difference:
 
     dataset: str
     encoder: str | None
-    regime: Literal["seen", "unseen"]
+    regime: Regime
     n_train: Count | None
     n_support: int | None
     n_users: Count | None
@@ -64,7 +64,7 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
     ]
     shown = headlines([e.setting for e in gathered.located])
     out: list[Difference] = []
-    pooled: dict[str, list[tuple[float, Reals, int]]] = defaultdict(list)
+    pooled: dict[Regime, list[tuple[float, Reals, int]]] = defaultdict(list)
     for panel in panels(gathered, labels):
         own, drawn, influence = point(panel.own), panel.draws["own"], panel.influence("own")
         at: dict[Setting, dict[str, int]] = defaultdict(dict)
@@ -78,7 +78,7 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
                 continue
             a, b = columns[first], columns[second]
             if imputed := int(panel.imputed[:, [a, b]].sum()):
-                said = f"{imputed} cells failed or are damaged and count as pooled Bradley-Terry"
+                said = f"{imputed} cells failed, were skipped or are damaged and count as pooled Bradley-Terry"
                 print(f"hetpref compare: {_title(setting)}: {said}", file=sys.stderr)
             apart = own[[a]] - own[[b]], drawn[[a]] - drawn[[b]], influence[:, [a]] - influence[:, [b]]
             difference = estimated(panel, *apart)
@@ -89,11 +89,11 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
                 pooled[setting.regime].append((value, draws, seeds))
     if not out:
         raise RequestError(f"{first} and {second} have no setting and seeds in common; run both with one suite")
-    for regime, told in sorted(pooled.items()):
+    for regime, told in sorted(pooled.items(), key=lambda each: regime_order(each[0])):
         mean = np.mean([d for _, d, _ in told], axis=0)
         value = float(np.mean([v for v, _, _ in told]))
         least = min(s for _, _, s in told)
-        out.append(_difference(None, "seen" if regime == "seen" else "unseen", value, mean, least))
+        out.append(_difference(None, regime, value, mean, least))
     return out
 
 
@@ -114,7 +114,7 @@ def _title(setting: Setting) -> str:
 
 
 def _difference(
-    setting: Setting | None, regime: Literal["seen", "unseen"], value: float, draws: Reals, seeds: int
+    setting: Setting | None, regime: Regime, value: float, draws: Reals, seeds: int
 ) -> Difference:
     low, high = interval(draws[None])
     return Difference(

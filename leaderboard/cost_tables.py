@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from leaderboard.panel import regime_order
 from leaderboard.rows import CostRow, Leaderboard
 from leaderboard.table_cells import escaped, number, table_line
 
@@ -54,7 +55,7 @@ def cost_section(board: Leaderboard) -> list[str]:
     out = ["## Costs", "", "Medians over seeds; compare them only within one device class.", ""]
     out.append(table_line((*_PLACE, *(column.title for column in columns))))
     out.append(table_line([*("---" for _ in _PLACE), *("---:" for _ in columns)]))
-    for c in sorted(shown, key=lambda c: (c.device_class, c.dataset, c.encoder, c.regime, c.label)):
+    for c in sorted(shown, key=lambda c: (c.device_class, c.dataset, c.encoder, regime_order(c.regime), c.label)):
         dataset = f"{c.dataset} ({c.encoder})" if c.dataset in named else c.dataset
         place = (escaped(c.device_class), escaped(dataset), c.regime, escaped(c.label))
         out.append(table_line((*place, *(column.cell(c) for column in columns))))

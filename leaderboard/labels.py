@@ -154,20 +154,22 @@ class Labels:
         return "all" if n_users >= len(self.split(dataset, fold, draw).seen) else n_users
 
     def units(self, dataset: str, fold: int, draw: int, regime: Regime) -> Index:
-        """Return how many units the seen people have to train on, or the unseen ones as support, int64 [n_people]."""
+        """Return how many units the seen people have to train on, or new ones as support, int64 [n_people]."""
         key = (dataset, fold, draw, regime)
         if key not in self._units:
             split, data = self.split(dataset, fold, draw), self.data(dataset)
-            rows, people = (split.train(), split.seen) if regime == "seen" else (split.support("all"), split.unseen)
+            rows = split.train() if regime == "seen" else split.support("all", regime)
+            people = split.seen if regime == "seen" else split.unseen
             has = np.bincount(Query.of(data, rows).person, minlength=len(data.users))
             self._units[key] = has[people].astype(np.int64)
         return self._units[key]
 
     def query(self, dataset: str, fold: int, draw: int, regime: Regime, n_users: Count) -> Query:
-        """Return the labelled queries of a regime."""
-        key = (dataset, fold, draw, regime, n_users if regime == "seen" else "all", "all")
+        """Return the labelled queries of a regime; new people are asked the same after any support."""
+        who: Regime = "seen" if regime == "seen" else "unseen"
+        key = (dataset, fold, draw, who, n_users if who == "seen" else "all", "all")
         if key not in self._queries:
-            rows = self.split(dataset, fold, draw).query(regime, key[4])
+            rows = self.split(dataset, fold, draw).query(who, key[4])
             self._queries[key] = Query.of(self.data(dataset), rows)
         return self._queries[key]
 

@@ -13,7 +13,7 @@ from leaderboard.kernel_tables import END as KERNELS_END
 from leaderboard.kernel_tables import START as KERNELS_START
 from leaderboard.kernel_tables import kernel_sections, kernel_text, kernels_block
 from leaderboard.rows import Curve, Failure, Interval, Leaderboard, Row, Skipped
-from leaderboard.table_cells import escaped, number, table_line
+from leaderboard.table_cells import escaped, number, people_title, table_line
 
 START, END = "<!-- hetpref results -->", "<!-- /hetpref results -->"
 _HEAD = (
@@ -47,21 +47,37 @@ the least data per person with a gain of at least one point, "all" with the mean
 such number; of a tenth of fewer than ten people none is told. Controls are in *italics* and not ranked. `imputed`:
 cells that failed or are missing count as pooled Bradley-Terry; above 10 % there is no rank, and of 100 % no number.
 `reported`: measured on a tree with uncommitted changes, therefore not ranked."""
+_READING_KNOWN = """Support on known prompts: what a new person said is on prompts that seen people compared, not on
+prompts that nobody was trained on, as it is for unseen people; the people and the queries are the same."""
+_READING_TRANSDUCTIVE = """`transductive`: the method serves a new person through what seen people said of the same
+items, so that it needs support on known prompts: compare it in those tables."""
+_READING_SKIPPED = """`skipped`: the method is unable to serve this by its own nature, for the reason at the end; such
+cells are missing ones."""
 
 
 def markdown(board: Leaderboard) -> str:
     """Return `leaderboard.md`."""
     parts = [f"# hetpref leaderboard, protocol {board.protocol}", _summary(board), ""]
-    parts += [READING, ""] if board.rows else []
+    parts += [reading(board), ""] if board.rows else []
     budget = budgets_at_gain(board)
     if board.overall:
         parts += ["## Overall", "", *_overall(board), ""]
     for (dataset, encoder, regime), rows in headline_tables(board):
-        parts += [f"## {dataset}, {regime} people", "", _caption(rows[0], encoder), "", *_table(rows, budget), ""]
+        title = f"## {dataset}, {people_title(regime)}"
+        parts += [title, "", _caption(rows[0], encoder), "", *_table(rows, budget), ""]
         curves = [c for c in board.curves if (c.dataset, c.encoder, c.regime) == (dataset, encoder, regime)]
         parts += _curve_table(curves, rows[0])
     parts += cost_section(board) + kernel_sections(board) + _flags(board, escaped)
     return "\n".join(parts).rstrip() + "\n"
+
+
+def reading(board: Leaderboard) -> str:
+    """Return how the tables are read: what every board has, and what this one has besides."""
+    told = [READING]
+    told += [_READING_KNOWN] if any(row.regime == "known-prompts" for row in board.rows) else []
+    told += [_READING_TRANSDUCTIVE] if any(row.transductive for row in board.rows) else []
+    told += [_READING_SKIPPED] if any(row.skipped for row in board.rows) else []
+    return "\n".join(told)
 
 
 def headline_tables(board: Leaderboard) -> list[tuple[tuple[str, str, str], list[Row]]]:
@@ -88,7 +104,7 @@ def text(board: Leaderboard, width: int | None = None) -> str:
     width = width or shutil.get_terminal_size((TERMINAL_WIDTH, 24)).columns
     budget = budgets_at_gain(board)
     tables = [
-        (f"{dataset}, {regime} people: {_caption(rows[0], encoder)}", [_cells(row, budget(row)) for row in rows])
+        (f"{dataset}, {people_title(regime)}: {_caption(rows[0], encoder)}", [_cells(row, budget(row)) for row in rows])
         for (dataset, encoder, regime), rows in headline_tables(board)
     ]
     lines = [_HEAD, *([printable(cell) for cell in line] for _, lines in tables for line in lines)]
@@ -154,7 +170,8 @@ def readme_block(board: Leaderboard) -> str:
     budget = budgets_at_gain(board)
     for (dataset, encoder, regime), every in headline_tables(board):
         rows = [row for row in every if row.control is None]
-        parts += [f"**{dataset}, {regime} people** ({_caption(rows[0], encoder)})", "", *_table(rows, budget), ""]
+        title = f"**{dataset}, {people_title(regime)}** ({_caption(rows[0], encoder)})"
+        parts += [title, "", *_table(rows, budget), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -171,9 +188,11 @@ def bracketed(cell: Interval, form: str = ".3f") -> str:
 
 def notes(row: Row) -> str:
     """Return the flags of a row in words."""
-    told = [row.badge] if row.badge != "rescored" else []
+    told = ["transductive"] if row.transductive else []
+    told += [row.badge] if row.badge != "rescored" else []
     told += [f"imputed {row.imputed:.0%}"] if row.imputed else []
     told += [f"failed {row.failed}"] if row.failed else []
+    told += [f"skipped {row.skipped}"] if row.skipped else []
     return ", ".join(told)
 
 
@@ -246,10 +265,12 @@ def _caption(row: Row, encoder: str) -> str:
 def _overall(board: Leaderboard) -> Iterable[str]:
     yield table_line(("regime", "method", "datasets", "mean gain", "mean rank by gain", "mean rank by AULC"))
     yield table_line(("---", "---", "---:", "---:", "---:", "---:"))
+    transductive = {row.label for row in board.rows if row.transductive}
     for row in board.overall:
         some = "" if row.complete else " (not all)"
         cells = (bracketed(row.gain, "+.3f"), number(row.gain_rank, ".1f"), number(row.aulc_rank, ".1f"))
-        yield table_line((row.regime, escaped(row.label), f"{row.datasets}{some}", *cells))
+        label = escaped(row.label) + (" (transductive)" if row.label in transductive else "")
+        yield table_line((row.regime, label, f"{row.datasets}{some}", *cells))
 
 
 def _curve_table(curves: Sequence[Curve], headline: Row) -> list[str]:
@@ -276,18 +297,33 @@ def _curve_table(curves: Sequence[Curve], headline: Row) -> list[str]:
     return [*out, ""]
 
 
+def failed(board: Leaderboard) -> list[Failure]:
+    """Return the measurements that should have been made and failed."""
+    return [each for each in board.failures if each.status != "skipped"]
+
+
+def unable(board: Leaderboard) -> list[Failure]:
+    """Return the measurements that were skipped, since the method is unable to serve them."""
+    return [each for each in board.failures if each.status == "skipped"]
+
+
 def failure_lines(failures: Sequence[Failure]) -> list[str]:
-    """Return a line per kind of failure: method, dataset and reason, with the cells it happened in or their number."""
+    """Return a line per kind of failure: method, dataset and reason, with the cells it happened in or their number.
+
+    Where all of what was skipped is of one regime, that is said: it is why a table lacks the method.
+    """
     groups: dict[tuple[str, str, str, str], list[Failure]] = defaultdict(list)
     for each in failures:
         groups[each.label, each.dataset, each.status, each.reason].append(each)
     out: list[str] = []
     for (label, dataset, status, reason), same in groups.items():
-        some = f"{len(same)} cells"
+        regimes = {each.regime for each in same}
+        some = f"{len(same)} cells" + (f" ({same[0].regime})" if status == "skipped" and len(regimes) == 1 else "")
         if len(same) == 1:
             support = "" if same[0].n_support is None else f", n_support {same[0].n_support}"
             some = f"{same[0].regime}, n_train {same[0].n_train}{support}, seed {same[0].seed}"
-        out.append(f"{label} on {dataset}, {some}: {status}: {clipped(reason)}")
+        most = 300 if status == "skipped" else 160  # it is no traceback, and says what to do
+        out.append(f"{label} on {dataset}, {some}: {status}: {clipped(reason, most)}")
     return out
 
 
@@ -311,7 +347,12 @@ def clipped(reason: str, most: int = 160) -> str:
 
 def _flags(board: Leaderboard, form: Callable[[str], str]) -> list[str]:
     out: list[str] = []
-    for title, lines in (("Failed cells", failure_lines(board.failures)), ("Left out", skipped_lines(board.skipped))):
+    sections = (
+        ("Failed cells", failure_lines(failed(board))),
+        ("Skipped: what a method is unable to serve", failure_lines(unable(board))),
+        ("Left out", skipped_lines(board.skipped)),
+    )
+    for title, lines in sections:
         if lines:
             out += [f"## {title}", "", *(f"- {form(line)}" for line in lines[:_MOST_LINES])]
             out += [f"- and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []

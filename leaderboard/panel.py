@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from datasets_registry.protocol import PROTOCOL, Count, Regime, mix
 from datasets_registry.records import PreferenceData
+from datasets_registry.splits import REGIMES
 from leaderboard.labels import Index, Query, Reals
 from leaderboard.records import RunRecord
 from leaderboard.statistics import DRAWS, Crossing, Sample, Units, bootstrap
@@ -30,6 +31,11 @@ BUILT_IN = "hetpref"
 def count_order(count: Count | None) -> tuple[int, int]:
     """Return the sort key of a budget: none, numbers, "all"."""
     return (-1, 0) if count is None else (1, 0) if count == "all" else (0, count)
+
+
+def regime_order(regime: Regime) -> int:
+    """Return the sort key of a regime: seen people come first."""
+    return REGIMES.index(regime)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +54,18 @@ class Setting:
     def order(self) -> tuple[Any, ...]:
         """Return the sort key."""
         counts = count_order(self.n_users), count_order(self.n_train), count_order(self.n_support)
-        return self.dataset, self.encoder, self.regime, self.imbalance or "", *counts
+        return self.dataset, self.encoder, regime_order(self.regime), self.imbalance or "", *counts
 
     @property
     def curve(self) -> tuple[Any, ...]:
         """Return what is shared by the settings of one sample-efficiency curve."""
         fixed = self.dataset, self.encoder, self.regime, self.n_users, self.imbalance
-        return (*fixed, self.n_train) if self.regime == "unseen" else fixed
+        return fixed if self.regime == "seen" else (*fixed, self.n_train)
 
     @property
     def n(self) -> Count:
         """Return the budget that varies along the curve: support for new people, training for seen ones."""
-        return (self.n_support or 0) if self.regime == "unseen" else self.n_train
+        return self.n_train if self.regime == "seen" else (self.n_support or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +100,9 @@ class Column:
     @property
     def had(self) -> dict[int, float]:
         """Return the budget that people really had along the curve, by seed."""
-        unseen = self.setting.regime == "unseen"
+        seen = self.setting.regime == "seen"
         told = {seed: r.split for seed, r in self.records.items()}
-        return {seed: s.n_support_mean or 0.0 if unseen else s.n_train_mean for seed, s in told.items()}
+        return {seed: s.n_train_mean if seen else s.n_support_mean or 0.0 for seed, s in told.items()}
 
     @property
     def preference(self) -> tuple[Any, ...]:

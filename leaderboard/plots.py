@@ -13,6 +13,7 @@ from typing import Any, cast
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import printable
 from leaderboard.rows import CostRow, Curve, Leaderboard, Row
+from leaderboard.table_cells import people_title
 
 Spec = dict[str, Any]
 # Okabe and Ito's colours, told apart by colour-blind readers, then variations of lightness.
@@ -53,10 +54,10 @@ def figures(board: Leaderboard) -> dict[str, Spec]:
     out: dict[str, Spec] = {}
     for (dataset, encoder, regime), shown in _headline_curves(board).items():
         if shown:
-            title = f"{dataset}, {regime} people ({encoder})"
+            title = f"{dataset}, {people_title(regime)} ({encoder})"
             out[slug(f"curve-{dataset}-{encoder}-{regime}")] = curve_figure(shown, palette, title)
         rows = [r for r in board.rows if r.headline and (r.dataset, r.encoder, r.regime) == (dataset, encoder, regime)]
-        bytes_figure = _bytes_figure(rows, board.costs, palette, f"{dataset}, {regime} people ({encoder})")
+        bytes_figure = _bytes_figure(rows, board.costs, palette, f"{dataset}, {people_title(regime)} ({encoder})")
         if bytes_figure:
             out[slug(f"bytes-{dataset}-{encoder}-{regime}")] = bytes_figure
     return drawable(out | kernel_figures(board))

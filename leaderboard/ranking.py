@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leaderboard.metrics import METRICS, Estimate, curves, person_accuracy
-from leaderboard.panel import Column, Entrant, Panel, Setting, count_order
-from leaderboard.records import RunRecord
+from leaderboard.panel import Column, Entrant, Panel, Setting, count_order, regime_order
+from leaderboard.records import Regime, RunRecord
 from leaderboard.rows import Badge, Curve, CurvePoint, Interval, Overall, RankInterval, Row, rounded
 from leaderboard.statistics import interval, pairwise, point, rank_bounds, ranks, tiers
 
@@ -28,7 +28,7 @@ class Standing:
 
     label: str
     method: str
-    regime: str
+    regime: Regime
     group: str
     gain: float
     aulc: float
@@ -149,7 +149,9 @@ def _row(
         tier=placed[1] if placed else None,
         badge=badge_of(records),
         imputed=rounded(_imputed(panel, k)) or 0.0,
-        failed=sum(r.status != "ok" for r in records),
+        failed=sum(r.status not in ("ok", "skipped") for r in records),
+        skipped=sum(r.status == "skipped" for r in records),
+        transductive=any(r.method.transductive for r in records),
         headline=False,
         records=[r.key[:16] for r in records],
     )
@@ -158,7 +160,7 @@ def _row(
 def _curve(panel: Panel, columns: list[int], cells: dict[str, list[Interval]], labelled: Labeller) -> Curve:
     first = panel.columns[columns[0]]
     setting, entrant = first.setting, first.entrant
-    unseen = setting.regime == "unseen"
+    by_train = setting.regime == "seen"
     points = [
         CurvePoint(
             n=panel.columns[k].setting.n,
@@ -167,13 +169,14 @@ def _curve(panel: Panel, columns: list[int], cells: dict[str, list[Interval]], l
             gain=cells["gain"][k],
         )
         for k in columns
+        if _imputed(panel, k) < 1  # it would be a point of pooled Bradley-Terry's
     ]
     return Curve.model_validate(
         {
             **{key: value for key, value in place(entrant, setting, labelled(entrant)).items() if key in _CURVE_PLACE},
             "role": "control" if entrant.control else entrant.role,
-            "axis": "n_support" if unseen else "n_train",
-            "n_train": setting.n_train if unseen else None,
+            "axis": "n_train" if by_train else "n_support",
+            "n_train": None if by_train else setting.n_train,
             "points": points,
         }
     )
@@ -216,7 +219,8 @@ def _extent(s: Setting) -> tuple[Any, ...]:
 def overall(standings: Sequence[Standing]) -> list[Overall]:
     """Return the mean gain, and the mean ranks by gain and by AULC, over the datasets of each regime."""
     out: list[Overall] = []
-    for regime in sorted({s.regime for s in standings}):
+    regimes: set[Regime] = {s.regime for s in standings}
+    for regime in sorted(regimes, key=regime_order):
         groups: dict[str, list[Standing]] = defaultdict(list)
         for s in standings:
             if s.regime == regime and not np.isnan(s.gain):
@@ -237,7 +241,7 @@ def overall(standings: Sequence[Standing]) -> list[Overall]:
                 Overall(
                     method=told[0][0].method,
                     label=told[0][0].label,
-                    regime=told[0][0].regime,  # pyright: ignore[reportArgumentType]
+                    regime=told[0][0].regime,
                     datasets=len(told),
                     complete=len(told) == len(groups),
                     gain=Interval(value=rounded(value), low=rounded(low[0]), high=rounded(high[0])),
@@ -245,4 +249,4 @@ def overall(standings: Sequence[Standing]) -> list[Overall]:
                     aulc_rank=round(float(np.mean(area)), 6) if len(area) == len(told) else None,
                 )
             )
-    return sorted(out, key=lambda o: (o.regime, not o.complete, o.gain_rank, o.label))
+    return sorted(out, key=lambda o: (regime_order(o.regime), not o.complete, o.gain_rank, o.label))

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from datasets_registry.errors import printable
+from datasets_registry.protocol import Regime
 
 SCHEMA_VERSION = 1
 # C0 and C1 controls other than tab and newline, and what no XML may hold: they steer terminals and abort renderers.
@@ -26,7 +27,6 @@ DatasetId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*@[0-9]+(\+[a-z_]+
 _SEGMENT = r"[A-Za-z0-9@+=_-][A-Za-z0-9@+=._-]*"  # never "..", never hidden, never absolute
 RelativePath = Annotated[str, Field(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$", max_length=300)]
 Status = Literal["ok", "failed", "timeout", "out_of_memory", "skipped"]
-Regime = Literal["seen", "unseen"]
 Text = Annotated[str, Field(max_length=4000, pattern=_TEXT)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -69,6 +69,7 @@ class MethodPart(Part):
     """Which method, from which distribution, with which configuration.
 
     `source_sha256` is the digest of the code that the margins depend on; null in records that do not tell it.
+    `transductive`: a new person is served only through support items that seen people compared.
     """
 
     name: Name
@@ -79,6 +80,7 @@ class MethodPart(Part):
     config: Annotated[dict[str, Any], AfterValidator(_plain)]
     config_sha256: Sha256
     source_sha256: Sha256 | None = None
+    transductive: bool = False
 
 
 class DatasetPart(Part):

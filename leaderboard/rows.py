@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from leaderboard.records import Amount, Count, DatasetId, Name, Regime, Sha256, Text
 
@@ -106,6 +106,8 @@ class Row(Place):
 
     `imputed` is the share of seeds that took the margins of pooled Bradley-Terry; `people` the 5, 25, 50, 75 and 95 %
     points of the accuracy of persons; `records` the first 16 characters of the keys of the records it came from.
+    `skipped` counts the seeds that the method was unable to be measured in, which are imputed too; `transductive` tells
+    that it needs support on prompts that seen people compared. These two stand in the file where there is such a thing.
     """
 
     level: Literal["feature", "backbone", "prompt"]
@@ -136,8 +138,15 @@ class Row(Place):
     badge: Badge
     imputed: float
     failed: int
+    skipped: int = 0
+    transductive: bool = False
     headline: bool
     records: list[str]
+
+    @model_serializer(mode="wrap")
+    def _what_is_so(self, every: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = every(self)
+        return {name: value for name, value in told.items() if value or name not in ("skipped", "transductive")}
 
 
 class CurvePoint(Shape):
@@ -150,7 +159,7 @@ class CurvePoint(Shape):
 
 
 class Curve(Shape):
-    """Accuracy against data per person; `n_train` is null where it is the axis."""
+    """Accuracy against data per person; `n_train` is null where it is the axis. Budgets not measured have no point."""
 
     method: Name
     label: Text
@@ -204,7 +213,7 @@ class CostRow(Place):
 
 
 class Failure(Place):
-    """A cell that did not give margins, and the first line of why."""
+    """A measurement that gave no margins, failed or skipped, and the first line of why."""
 
     seed: int
     status: Text

@@ -23,13 +23,15 @@ from leaderboard.kernel_tables import (
     shape,
 )
 from leaderboard.markdown import (
-    READING,
     bracketed,
     budgets_at_gain,
+    failed,
     failure_lines,
     measured,
     notes,
+    reading,
     skipped_lines,
+    unable,
 )
 from leaderboard.plots import by_dataset, figures, slug
 from leaderboard.rows import Leaderboard, Row
@@ -76,13 +78,13 @@ def site(board: Leaderboard) -> str:
         notes=notes,
         measured=measured,
         at_gain=budgets_at_gain(board),
-        failures=failure_lines(board.failures),
-        skipped=skipped_lines(board.skipped),
+        failures=failure_lines(failed(board)),
+        skipped=[*failure_lines(unable(board)), *skipped_lines(board.skipped)],
         cost_columns=cost_columns(board.costs),
         several=several_encoders(board.costs),
         whisker=whisker,
         slug=slug,
-        reading=READING.replace("`", "").replace("*", ""),
+        reading=reading(board).replace("`", "").replace("*", ""),
         kernels=_kernels(board, specs),
         figures=embedded(specs),
         bundle=script_safe(cast(Any, vl_convert).javascript_bundle() if specs else ""),

@@ -28,3 +28,12 @@ def escaped(cell: str) -> str:
 def table_line(cells: Iterable[str]) -> str:
     """Return a line of a table."""
     return "| " + " | ".join(cells) + " |"
+
+
+def people_title(regime: str) -> str:
+    """Return who a table is about.
+
+    >>> people_title("seen"), people_title("known-prompts")
+    ('seen people', 'new people, support on known prompts')
+    """
+    return "new people, support on known prompts" if regime == "known-prompts" else f"{regime} people"

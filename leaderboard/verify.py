@@ -34,6 +34,7 @@ MAX_FILES = 100_000
 MIN_SEEDS = 3
 MAX_SEEDS = 3 * FOLDS
 MANIFEST = "manifest.json"
+_ROUNDING = 1e-6
 # What others are measured against: a foreign method of that name would be taken for it by every reader of a table.
 RESERVED = frozenset({"random", "length", "pooled-bt", "oracle"})
 # Which of hetpref's own are controls; pooled-bt may stand in either place.
@@ -267,12 +268,19 @@ def _budget(name: str, record: RunRecord, report: _Report) -> None:
         report(name, "split.n_users", at.n_users, f"from 1 to the split's {everybody} seen people")
     if not affordable(at.n_train, N_TRAIN_GRID, lambda: labels.units(dataset, at.fold, at.draw, "seen")):
         report(name, "split.n_train", at.n_train, _allowed(N_TRAIN_GRID, "seen"))
-    if not affordable(at.n_support, N_SUPPORT_GRID, lambda: labels.units(dataset, at.fold, at.draw, "unseen")):
-        report(name, "split.n_support", at.n_support, _allowed(N_SUPPORT_GRID, "unseen"))
+    if at.regime == "seen" or at.n_support is None:
+        return
+    have = labels.units(dataset, at.fold, at.draw, at.regime)
+    if not affordable(at.n_support, N_SUPPORT_GRID, lambda: have):
+        report(name, "split.n_support", at.n_support, _allowed(N_SUPPORT_GRID, at.regime))
+    # The records of a regime name no support units, so that what people had of them on average must be the split's.
+    mean = float(np.minimum(have, at.n_support).mean()) if len(have) else 0.0
+    if at.n_support_mean is None or abs(at.n_support_mean - mean) > _ROUNDING:
+        report(name, "split.n_support_mean", at.n_support_mean, f"{mean:.6f}, as the split gives in {at.regime}")
 
 
 def _allowed(grid: tuple[int, ...], regime: str) -> str:
-    return f"one of {', '.join(map(str, grid))}, all, or as many units as half of the {regime} people have"
+    return f"one of {', '.join(map(str, grid))}, all, or as many units as half of the people have in {regime}"
 
 
 def _margins(

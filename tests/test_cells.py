@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import code_digest
-from benchmarks.cells import Grids, MethodEntry, fits, plan_cells
+from benchmarks.cells import Grids, MethodEntry, Task, fits, plan_cells
 from benchmarks.code_digest import source_sha256
 from benchmarks.payloads import build_payload
 from benchmarks.runner import Options, Summary, planned_cells, prepare
@@ -111,9 +111,10 @@ def test_titles_tell_cells_apart():
 def test_the_user_shuffle_control_stands_where_the_headline_does(people, grid, crowds, shuffled):
     plan = DatasetPlan("any@1", "tabular@1", n_users=grid)
     entry = MethodEntry(find("per-user-bt"), {}, "hetpref", "0", "")
-    *plain, control = fits(plan, Grids((1, 4), (0,), people), entry, shuffle=True)
+    *plain, control = fits(plan, Grids((1, 4), (Task("seen", None), Task("unseen", 0)), people), entry, shuffle=True)
     assert [(f.n_users, f.n_train) for f in plain] == [(n, k) for n in crowds for k in (1, 4)]
     assert (control.control, control.n_users, control.n_train) == ("user_shuffle", shuffled, 4)
+    assert control.tasks == (Task("seen", None),)
 
 
 class Kept(Silent):

@@ -128,7 +128,7 @@ def test_a_skipped_cell_counts_as_a_failed_one(bench):
         forged(path, status="skipped", margins=None, reason="it would look bad")
     board = build_board([bench.root], (), bench.labels).leaderboard
     (row,) = [r for r in board.rows if (r.label, r.regime, r.n_train) == ("shrunk", "seen", "all")]
-    assert (row.imputed, row.failed, row.rank) == (1, 3, None)
+    assert (row.imputed, row.failed, row.skipped, row.rank) == (1, 0, 3, None)
     assert {f.status for f in board.failures} == {"skipped"}
 
 
@@ -187,7 +187,7 @@ def test_settings_that_are_left_out_of_a_comparison_are_said(bench, capsys):
     said = capsys.readouterr().err
     assert len(fewer) < len(whole)
     assert "left out made@1, unseen, n_train 2, n_support 4: shrunk has no margins, other has seeds [0, 1, 2]" in said
-    assert "made@1, seen, n_train all: 1 cells failed or are damaged and count as pooled" in said
+    assert "made@1, seen, n_train all: 1 cells failed, were skipped or are damaged and count as pooled" in said
 
 
 def test_the_worst_tenth_of_few_people_is_not_told(bench, tmp_path):

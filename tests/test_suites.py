@@ -5,6 +5,7 @@ import pytest
 from benchmarks.suites import load_suite, narrowed, suite_names
 from datasets_registry import find_dataset
 from datasets_registry.errors import RequestError
+from datasets_registry.splits import REGIMES
 from methods.registry import create
 
 GOOD = """
@@ -83,6 +84,13 @@ def test_a_built_in_suite_names_what_exists(name):
         (("\"tabular@1\"", "\"tabular@1\"\nn_train = [4, 'all', 4]"), "n_train holds 4 twice"),
         (("\"tabular@1\"", "\"tabular@1\"\nimbalance = [{a = 1}]"), "unknown imbalance"),
         (("[[datasets]]", f"{AGAIN}[[datasets]]"), "names the dataset 'electricity@1' twice"),
+        (("title =", "regimes = ['known-prompt']\ntitle ="), "regime of suite 'mine' 'known-prompt'. Did you mean"),
+        (("title =", "regimes = 'seen'\ntitle ="), "regimes is 'seen'; allowed: a list, for example regimes = "),
+        (("title =", "regimes = []\ntitle ="), "regimes is an empty list; allowed: seen, unseen, known-prompts"),
+        (("title =", "regims = []\ntitle ="), "Did you mean 'regimes'"),
+        (("\"tabular@1\"", "\"tabular@1\"\nregimes = ['unsen']"), "'unsen'. Did you mean 'unseen'"),
+        (("\"tabular@1\"", "\"tabular@1\"\nregimes = ['seen', 'seen']"), "regimes holds 'seen' twice"),
+        (("\"tabular@1\"", "\"tabular@1\"\nregimes = [3]"), "unknown regime of electricity@1 '3'"),
     ],
 )
 def test_what_is_wrong_in_a_suite_is_said(change, said, tmp_path):
@@ -137,6 +145,21 @@ def test_a_suite_says_where_its_methods_work(tmp_path):
     for device in ("cpu", "cuda", "cuda:3"):
         path.write_text(f'device = "{device}"\n{GOOD}')
         assert load_suite(str(path)).device == device
+
+
+@pytest.mark.parametrize(
+    ("of_all", "of_one", "told"),
+    [
+        ("", "", ("seen", "unseen")),
+        ('regimes = ["known-prompts", "seen"]', "", ("seen", "known-prompts")),
+        ('regimes = ["seen"]', 'regimes = ["known-prompts", "unseen", "seen"]', REGIMES),
+    ],
+)
+def test_a_suite_names_its_regimes_for_all_datasets_or_for_one(of_all, of_one, told, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"{of_all}\n{GOOD}{of_one}\n")
+    suite = load_suite(str(path))
+    assert suite.regimes_of(suite.datasets[0]) == told
 
 
 def test_a_suite_is_narrowed_by_a_request():

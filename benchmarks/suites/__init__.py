@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets_registry.errors import HetprefError, RequestError, unknown
-from datasets_registry.protocol import FOLDS, Count
+from datasets_registry.protocol import FOLDS, Count, Regime
+from datasets_registry.splits import REGIMES
 
 # The whole protocol: every fold of people and prompts, three times each.
 MOST_SEEDS = 3 * FOLDS
@@ -32,7 +33,7 @@ _DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 class DatasetPlan:
     """One dataset of a suite: its id, the encoder, and the grids of data per user.
 
-    Empty grids mean the protocol's own grid as far as the dataset has it.
+    Empty grids mean the protocol's own grid as far as the dataset has it, no `regimes` those of the suite.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DatasetPlan:
     n_support: tuple[int, ...] = ()
     n_users: tuple[Count, ...] = ("all",)
     imbalance: tuple[str, ...] = ("none",)
+    regimes: tuple[Regime, ...] = ()
 
     def __post_init__(self) -> None:
         _text(f"dataset {self.name!r:.60}", "name", self.name)
@@ -53,6 +55,7 @@ class DatasetPlan:
         for kind in _grid(self.name, "imbalance", self.imbalance, '["none", "zipf"]'):
             if kind not in ("none", "zipf"):
                 raise unknown(f"imbalance of {self.name}", str(kind), ["none", "zipf"])
+        _regimes(self.name, self.regimes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,8 @@ class Suite:
     """A suite: datasets x methods x seeds, and the limits of one cell.
 
     `kernels` is the grid of the kernel benchmark that a run ends with ("quick" or "full"), or None for none. `device`
-    is where methods that can use it work: "cpu", "cuda", or one GPU of several, "cuda:1".
+    is where methods that can use it work: "cpu", "cuda", or one GPU of several, "cuda:1". `regimes` are measured on
+    every dataset that does not name its own.
     """
 
     name: str
@@ -95,6 +99,7 @@ class Suite:
     user_shuffle: bool = True
     kernels: str | None = None
     device: str = "cpu"
+    regimes: tuple[Regime, ...] = ("seen", "unseen")
 
     def __post_init__(self) -> None:
         where = f"suite {self.name!r:.60}"
@@ -130,12 +135,19 @@ class Suite:
             raise RequestError(
                 f"{where}: device is {self.device!r:.60}; allowed: 'cpu', 'cuda', or one GPU of several, as in 'cuda:1'"
             )
+        if not _regimes(where, self.regimes):
+            raise RequestError(f"{where}: regimes is an empty list; allowed: {', '.join(REGIMES)}, at least one")
         if twice := _repeated(_identities(self.datasets)):
             raise RequestError(f"{where} names the dataset {twice!r} twice; give it once, with the grids of both")
         if twice := _repeated((m.name, _canonical(m.config)) for m in self.methods):
             raise RequestError(
                 f"{where} names the method {twice[0]!r} twice with the same options; give it once, or other options"
             )
+
+    def regimes_of(self, plan: DatasetPlan) -> tuple[Regime, ...]:
+        """Return the regimes that a dataset is measured in, in the protocol's order."""
+        wanted = plan.regimes or self.regimes
+        return tuple(regime for regime in REGIMES if regime in wanted)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -279,6 +291,14 @@ def _grid(where: str, key: str, given: Any, example: str) -> tuple[Any, ...]:
         raise RequestError(f"{where}: {key} is {given!r:.60}; allowed: a list, for example {key} = {example}")
     if twice := _repeated(map(repr, given)):
         raise RequestError(f"{where}: {key} holds {twice} twice; give every value once")
+    return given
+
+
+def _regimes(where: str, given: Any) -> tuple[Any, ...]:
+    """Return the regimes of a suite or dataset; raises RequestError for what is none."""
+    for regime in _grid(where, "regimes", given, '["seen", "unseen", "known-prompts"]'):
+        if regime not in REGIMES:
+            raise unknown(f"regime of {where}", str(regime), REGIMES)
     return given
 
 
