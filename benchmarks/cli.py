@@ -161,7 +161,7 @@ def run(
     _write_board([folder], folder, as_json=as_json, draft=True, pages=pages)
     progress.note(
         f"{summary.planned} cells: {summary.executed} run, {summary.found} found finished, "
-        f"{len(summary.failed)} failed, {summary.skipped.total()} measurements skipped. Records and leaderboard: {folder}"
+        f"{len(summary.failed)} failed, {summary.skipped.total()} measurements skipped. All of it is in {folder}"
     )
     if summary.failed:
         progress.note("Failed cells are kept as records; run them again with --retry-failed")
