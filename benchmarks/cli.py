@@ -89,13 +89,14 @@ def methods(
 
 @app.command()
 def suites(as_json: JsonFlag = False) -> None:
-    """List the suites that `hetpref run` knows.
+    """List the suites, and after them the experiments, that `hetpref run` knows.
 
     Example: hetpref suites
     """
+    from benchmarks.experiments import EXPERIMENTS
     from benchmarks.suites import load_suite, suite_names
 
-    rows = [load_suite(name).summary for name in suite_names()]
+    rows = [load_suite(name).summary for name in suite_names()] + [e.summary for e in EXPERIMENTS.values()]
     if as_json:
         return print_json(rows)
     shown = [[r["name"], r["title"], ", ".join(r["datasets"]), str(len(r["methods"])), str(r["seeds"])] for r in rows]
@@ -104,7 +105,10 @@ def suites(as_json: JsonFlag = False) -> None:
 
 @app.command()
 def run(
-    suite: Annotated[str, typer.Argument(help="A suite's name, or a path to a .toml file.")] = "quick",
+    context: typer.Context,
+    suite: Annotated[
+        str, typer.Argument(help="A suite's or an experiment's name, or a path to a .toml file.")
+    ] = "quick",
     methods: Names = None,
     datasets: Names = None,
     seeds: Annotated[int | None, typer.Option(min=1, max=15, help="Repetitions; seed s runs on fold s mod 5.")] = None,
@@ -121,6 +125,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cells, and their memory.")] = False,
     pages: Annotated[bool, typer.Option(help="Draw plots and the page, too.")] = True,
     kernels: Annotated[bool, typer.Option(help="End with the kernel benchmark, if the suite has it.")] = True,
+    record: Annotated[bool, typer.Option("--record", help="Renew an experiment's page and its JSON in docs.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a suite, write its records and leaderboard, and print the table.
@@ -129,6 +134,13 @@ def run(
 
     Example: hetpref run quick --methods p-share-lora-linear,pooled-bt --datasets electricity --seeds 3
     """
+    from benchmarks.experiments import EXPERIMENTS
+
+    if suite in EXPERIMENTS:
+        given = [k for k in context.params if getattr(context.get_parameter_source(k), "name", "") == "COMMANDLINE"]
+        return EXPERIMENTS[suite].run(given, out, fresh=fresh, record=record, as_json=as_json)
+    if record:
+        raise RequestError(f"--record is for experiments ({', '.join(EXPERIMENTS)}), and {suite!r} is none")
     from benchmarks.display import LiveProgress
     from benchmarks.kernel_step import measure_kernels
     from benchmarks.runner import Options, run_suite

@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from benchmarks.experiments import EXPERIMENTS
 from datasets_registry.errors import HetprefError, RequestError, unknown
 from datasets_registry.protocol import FOLDS, Count, Regime
 from datasets_registry.splits import REGIMES
@@ -223,7 +224,7 @@ def load_suite(name: str) -> Suite:
         except OSError as why:
             raise RequestError(f"suite file {name!r} cannot be read ({why.strerror}); make it readable") from why
     if name not in suite_names():
-        raise unknown("suite", name, suite_names(), then="List them: hetpref suites")
+        raise unknown("suite", name, [*suite_names(), *EXPERIMENTS], then="List them: hetpref suites")
     return _parse(name, (files(__name__) / f"{name}.toml").read_text(encoding="utf-8"))
 
 
