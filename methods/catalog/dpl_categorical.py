@@ -4,7 +4,7 @@
     P(first > second) = sum_ij p_i(first) p_j(second) (1(a_i > a_j) + 1/2 1(a_i = a_j))
 
 Loss: -log P(chosen > rejected) - entropy * H(mean of p over the batch's items), which keeps every atom in use. Where
-people disagree about an item, its p has two heads.
+people disagree about an item, its p has more than one hump.
 """
 
 from __future__ import annotations

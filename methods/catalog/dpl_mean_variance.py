@@ -4,8 +4,9 @@
     P(first > second) = sigmoid( sqrt(2 pi) (mu_1 - mu_2) / sqrt(sigma_1^2 + sigma_2^2) )
 
 Loss: -log P(chosen > rejected). Of two independent normals the first is larger with probability Phi(z), z the quotient
-above without its factor; the logistic with sqrt(2 pi), as published, is steeper than that (sqrt(8 / pi) has its slope).
-Only mu / sigma matters, so that rewards have no unit. Where people disagree about an item, sigma is large.
+above without its factor. The logistic with sqrt(2 pi), as published, is steeper than that (sqrt(8 / pi) would have its
+slope), so that a variance comes out pi^2 / 4 times as large, and r^2 too small. Only mu / sigma matters, so that
+rewards have no unit. Where people disagree about an item, sigma is large.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ class DPLMeanVariance(DistributionalReward):
         level="feature",
         adaptation="none",
         citation="Distributional preference learning, Siththaranjan et al. (ICLR 2024), arXiv 2312.08358",
-        equation="P(first > second) = sigmoid(sqrt(2 pi) (mu_1 - mu_2) / sqrt(sigma_1^2 + sigma_2^2)), mu and sigma shared",
+        equation="P(first > second) = sigmoid(sqrt(2 pi) (mu_1 - mu_2) / sqrt(sigma_1^2 + sigma_2^2)); all shared",
         shared_parameters="width (d + 1) + 2 (width + 1)",
         per_user_parameters="0",
         cold_start="itself",
         deviations=(
             "one hidden layer on frozen features, standardised, instead of LoRA on a language model; AdamW at .01 "
             "falling to zero for at most 400 steps (published .000003 on a language model, falling to a tenth); the "
-            "step with the least validation NLL is kept; the factor sqrt(2 pi) is kept as published"
+            "step with the least validation NLL is kept; the factor sqrt(2 pi) is kept as published, which "
+            "exaggerates variances (see the module)"
         ),
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
