@@ -3,7 +3,7 @@
     tokens [phi(item), y];   (mean_x, std_x) = transformer(context of (item, y), item x), no positions
 
 A person is the context: each comparison is two points, the preferred item with y = 1 and the other with y = 0.
-A target attends to the context and to itself, so nothing depends on the order of a context or on other targets. Margins
+A target attends to the context alone, so nothing depends on the order of a context or on other targets. Margins
 (the pairwise adapter): 1.702 (mean_first - mean_second) / sqrt(std_first^2 + std_second^2), the logit of the probit.
 """
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 _QUERIES_AT_ONCE = 4096
+_BLOCK = 8  # pairs of targets of one person that are padded together
 
 
 @register
@@ -54,13 +55,14 @@ class GPO(ContextMethod):
         deviations=(
             "a pairwise adapter: points are the two items of a comparison with the answers 1 and 0 (soft labels as "
             "they are), where GPO reads the shares of options in a group; trained on the Bradley-Terry likelihood of "
-            "its margin instead of the Normal likelihood of shares; a target attends to itself, too, so that an empty "
-            "context works; contexts of every size are drawn in training; frozen features of the track's encoder"
+            "its margin instead of the Normal likelihood of shares; an empty context, where the published attention is "
+            "undefined, is heard as nothing; contexts of every size are drawn in training; frozen features of the "
+            "track's encoder"
         ),
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-4, 1e-3, 3e-3),
-        "layers": (1, 2),
+        "context": (8, 32),
         "weight_decay": (0.0, 0.1),
     }
 
@@ -74,8 +76,7 @@ class GPO(ContextMethod):
         """Return -log P(label | context) of each comparison, [n]."""
         from torch.nn.functional import binary_cross_entropy_with_logits as nll
 
-        points = _points(rows, contexts)
-        return nll(self._margin(net, points, rows.first, rows.second, asked), rows.label, reduction="none")
+        return nll(self._margin(net, (rows, contexts), rows.first, rows.second, asked), rows.label, reduction="none")
 
     def adapt(self, users: Sequence[int], history: Sequence[Comparisons], budget: Budget) -> list[UserState]:
         """Return the newest `context` comparisons of each person: first, second int32 [m], answer float32 [m]."""
@@ -100,10 +101,10 @@ class GPO(ContextMethod):
             for lo in range(0, len(order), _QUERIES_AT_ONCE):
                 at = order[lo : lo + _QUERIES_AT_ONCE]
                 people, person = np.unique(queries.user[at], return_inverse=True)
-                points = self._contexts([states[p] for p in people.tolist()])
+                said = self._contexts([states[p] for p in people.tolist()])
                 asked = torch.from_numpy(person.reshape(-1)).to(self._device)
                 first, second = self.inputs(queries.first[at]), self.inputs(queries.second[at])
-                out[at] = self._margin(net, points, first, second, asked).float().cpu().numpy()
+                out[at] = self._margin(net, said, first, second, asked).float().cpu().numpy()
         return out
 
     def rewards(self, states: Sequence[UserState], users: Array, items: Array) -> Float32 | None:
@@ -119,8 +120,8 @@ class GPO(ContextMethod):
         )
         return {**super().limits(), "width": whole, "layers": whole, "heads": heads}
 
-    def _contexts(self, states: Sequence[UserState]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the points of the states: inputs [people, 2 m, d], answers [people, 2 m], real [people, 2 m]."""
+    def _contexts(self, states: Sequence[UserState]) -> tuple[Rows, Contexts]:
+        """Return the states' comparisons and the context of each state."""
         import torch
 
         from methods.neural.training import Rows
@@ -135,30 +136,30 @@ class GPO(ContextMethod):
             },
         )
         rows = Rows.of(said, self.inputs, self._device)
-        return _points(rows, Contexts.of(torch.as_tensor(rows.person), len(states), self.context))
+        return rows, Contexts.of(torch.as_tensor(rows.person), len(states), self.context)
 
     def _margin(
-        self, net: nn.Module, points: tuple[Tensor, Tensor, Tensor], first: Tensor, second: Tensor, asked: Tensor
+        self, net: nn.Module, said: tuple[Rows, Contexts], first: Tensor, second: Tensor, asked: Tensor
     ) -> Tensor:
         """Return the margin of each pair of inputs [n, d] under the context `asked` int64 [n], [n]."""
         import torch
 
-        model = cast("NeuralProcess", net)
-        places = Contexts.of(asked, len(points[0]), max(1, len(asked)))  # (contexts, T)
-        mean, std = model(*points, torch.cat([first[places.row], second[places.row]], 1))
+        model, (rows, contexts) = cast("NeuralProcess", net), said
+        blocks, whose = Contexts.blocks(asked, len(contexts.real), _BLOCK)
+        none = torch.zeros_like(first[:, 0])
+        target = [model.token(inputs, none)[blocks.row] for inputs in (first, second)]
+        mean, std = model(*_tokens(model, rows, contexts), torch.cat(target, 1), whose)
         (m1, m2), (s1, s2) = mean.chunk(2, 1), std.chunk(2, 1)
         margin = 1.702 * (m1 - m2) / (s1**2 + s2**2).sqrt()
-        return torch.zeros_like(first[:, 0]).index_put((places.row[places.real],), margin[places.real])
+        return none.index_put((blocks.row[blocks.real],), margin[blocks.real])
 
 
-def _points(rows: Rows, contexts: Contexts) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each context's points: inputs [contexts, 2 C, d], answers [contexts, 2 C], real bool [contexts, 2 C]."""
+def _tokens(model: NeuralProcess, rows: Rows, contexts: Contexts) -> tuple[Tensor, Tensor]:
+    """Return each context's points as tokens [contexts, 2 C, width], and which are there, bool [contexts, 2 C]."""
     import torch
 
     real = torch.cat([contexts.real, contexts.real], 1)
+    points = [model.token(rows.first, rows.label), model.token(rows.second, 1 - rows.label)]
     if not len(rows):
-        d = rows.first.shape[1]
-        return rows.first.new_zeros((*real.shape, d)), rows.first.new_zeros(real.shape), real
-    at = contexts.row
-    inputs = torch.cat([rows.first[at], rows.second[at]], 1)
-    return inputs, torch.cat([rows.label[at], 1 - rows.label[at]], 1), real
+        return points[0].new_zeros((*real.shape, points[0].shape[1])), real
+    return torch.cat([point[contexts.row] for point in points], 1), real

@@ -13,7 +13,7 @@ a prototype starts at length 1: divided by that, neither drowns the other and th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 @register
 @dataclass(kw_only=True, eq=False, repr=False)
 class PalA(IdealPoints):
-    """Distance to an ideal point; the published f(Pw) with a residual projector."""
+    """Distance to an ideal point; the published f(Pw) with a residual projector.
+
+    prototype_gain: how many times faster than the network prototypes learn.
+    """
 
     spec = MethodSpec(
         name="pal-a",
@@ -46,7 +49,7 @@ class PalA(IdealPoints):
             "starts at 0 and not at random, so that nobody has a taste that they did not show; a new person's starts "
             "at the mean seen mixture and takes 40 full-batch steps of .1 (published: random, .005, 20 epochs); AdamW "
             "at .003 with decay .1 and 50 times the rate for w_u, published .0001, .01 and the same ratio (prototypes "
-            "learn at the network's rate, published at that of w_u); the step with the least validation NLL is kept, "
+            "learn 5 times as fast as the network, published 50 times); the step with least validation NLL is kept, "
             "where the published code selects new people's on their test set"
         ),
     )
@@ -57,6 +60,7 @@ class PalA(IdealPoints):
     }
 
     weight_decay: float = 0.1
+    prototype_gain: float = 5.0
 
     def network(self, d: int, n_people: int) -> nn.Module:
         """Return f's mlp2 and the prototypes, which start with unit norm as published."""
@@ -66,7 +70,7 @@ class PalA(IdealPoints):
         net = nn.Module()
         net.add_module("mlp", projector(d, self.width, d, nn.ReLU))
         drawn = nn.functional.normalize(torch.randn(self.prototypes, d), dim=1)
-        net.register_parameter("prototypes", nn.Parameter(drawn))
+        net.register_parameter("prototypes", nn.Parameter(drawn / self.prototype_gain))
         net.register_parameter("own", nn.Parameter(torch.zeros(n_people, self.prototypes)))
         return net
 
@@ -76,7 +80,8 @@ class PalA(IdealPoints):
 
     def of_person(self, net: nn.Module, logits: Tensor) -> Tensor:
         """Return ideal points f(sum_k softmax(w_u)_k p_k), [m, d]."""
-        return self.of_item(net, logits.softmax(1) @ net.get_parameter("prototypes"))
+        prototypes = self.prototype_gain * net.get_parameter("prototypes")
+        return self.of_item(net, logits.softmax(1) @ prototypes)
 
     def of_item(self, net: nn.Module, inputs: Tensor) -> Tensor:
         """Return f(x), [n, d]."""
@@ -91,3 +96,8 @@ class PalA(IdealPoints):
     def loss_of(self, margin: Tensor) -> Tensor:
         """Return the hinge loss, [n]."""
         return (1.0 - margin).clamp(min=0.0)
+
+    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+        """Return by option what is allowed."""
+        limits = super().limits()
+        return limits | {"prototype_gain": limits["own_gain"]}

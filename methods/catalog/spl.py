@@ -1,7 +1,8 @@
 """SPL, swap-guided preference learning: VPL with a posterior that flips when the context's answers are flipped.
 
-    z = IAF(mu + exp(logvar / 2) eps; context), q as in VPL;   r(x, z) = MLP([phi(x), z])
-    loss: -log sigmoid(r(chosen, z) - r(rejected, z)) + beta [log q(z) - log p(z)] + guide mean (mu + mu_swapped)^2
+    z = IAF(mu + noise exp(logvar / 2) eps; context), q as in VPL;   r(x, z) = MLP([phi(x), z])
+    loss: -log sigmoid(r(chosen, z) - r(rejected, z)) + beta [log q(z) - log p(z)]
+          + guide |mu + mu_swapped|^2 / (|mu|^2 + |mu_swapped|^2)
 
 mu_swapped is read from the context with chosen and rejected swapped: whoever answers everything the other way round has
 the mirrored latent, so the encoder cannot ignore what was answered. IAF: an inverse autoregressive flow (Kingma et al.
@@ -40,23 +41,22 @@ class SPL(VPL):
         level="feature",
         adaptation="in-context",
         citation="SPL, swap-guided preference learning: VPL + swap guidance + inverse autoregressive flow",
-        equation="z = IAF(mu + exp(logvar/2) eps); r(x, z) = MLP([phi(x), z]); guide |mu + mu_swapped|^2",
-        shared_parameters="those of vpl + flows (3 l^2 + l w + 4 l), w = width, l = latent",
+        equation="z = IAF(mu + noise exp(logvar/2) eps); r(x, z) = MLP([phi(x), z]); swapped context: mu -> -mu",
+        shared_parameters="those of vpl + flows (5 l^2 + 7 l) / 2, l = latent",
         per_user_parameters="latent, read from the context and not trained",
         cold_start="the prior mean, z = 0",
         deviations=(
             "written from the description (VPL, swap guidance, IAF posterior) and the literature on flows; the "
-            "authors' code was not read, so the form of the guidance (mean squared sum of the two posterior means), "
-            "its weight and the flow's layers are ours; otherwise as vpl: frozen features, no target in its own "
-            "context, constant beta; the divergence is that of one sample; a person is served with the flow of mu, an "
-            "empty context with z = 0"
+            "authors' code was not read, so the form of the guidance (squared sum of the two posterior means, relative "
+            "to their sizes), its weight and the flow's layers are ours; otherwise as vpl: frozen features, no target "
+            "in its own context, scaled noise, constant beta; the divergence is that of one sample; a person is served "
+            "with the flow of mu, an empty context with z = 0"
         ),
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-3, 3e-3),
-        "beta": (1e-4, 1e-2),
-        "latent": (8, 32),
         "guide": (0.1, 1.0),
+        "context": (8, 32),
         "weight_decay": (0.0, 0.1),
     }
 
@@ -77,9 +77,9 @@ class SPL(VPL):
         mu, logvar, reading = model.posterior(rows, contexts)
         mirrored, _, _ = model.posterior(replace(rows, label=1 - rows.label), contexts)
         noise = torch.randn_like(mu)
-        drawn = mu + noise * (0.5 * logvar).exp()
+        drawn = mu + self.noise * noise * (0.5 * logvar).exp()
         z, log_det = model.transformed(drawn, reading, contexts.real.any(1))
-        # log q(z) - log p(z), but for the constants of two Gaussians, which cancel
+        # log q(z) - log p(z) but for a constant: that of two Gaussians cancels, that of the scaled noise moves nothing
         divergence = 0.5 * (z**2 - noise**2 - logvar).sum(1) - log_det
         margin = model.reward(rows.first, z[asked]) - model.reward(rows.second, z[asked])
         extra = self.beta * divergence + self.guide * guidance(mu, mirrored)

@@ -50,6 +50,22 @@ class Contexts:
         at = (ends - kept)[:, None] + place
         return cls(order[at.clamp(max=len(order) - 1)], real)
 
+    @classmethod
+    def blocks(cls, context: Tensor, n_contexts: int, size: int) -> tuple[Contexts, Tensor]:
+        """Gather every row, in blocks of at most `size` of one context, and say whose each block is, int64 [n_blocks].
+
+        One person with thousands of targets then pads nobody else's.
+        """
+        import torch
+
+        order = torch.argsort(context, stable=True)
+        counts = torch.bincount(context, minlength=n_contexts)
+        place = torch.empty_like(context)
+        place[order] = torch.arange(len(order), device=context.device) - (counts.cumsum(0) - counts)[context[order]]
+        n_blocks = (counts + size - 1) // size
+        whose = torch.repeat_interleave(torch.arange(n_contexts, device=context.device), n_blocks)
+        return cls.of((n_blocks.cumsum(0) - n_blocks)[context] + place // size, len(whose), size), whose
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ContextMethod(NeuralMethod):
@@ -58,7 +74,7 @@ class ContextMethod(NeuralMethod):
     A preset gives `answered` and `adapt`.
     """
 
-    context: int = 32
+    context: int = 8
     patience: int = 20
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The transformer neural process of GPO: targets attend to a context and to themselves, never to each other."""
+"""The transformer neural process of GPO: targets attend to a context, never to each other."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from torch import Tensor, nn
 
 
 class ProcessLayer(nn.Module):
-    """A transformer layer (normalised after each part) over contexts [people, C, width], targets [people, T, width].
+    """A transformer layer (normalised after each part) over contexts and over blocks of targets.
 
-    A context's keys and values are computed once, however many targets attend to them.
+    Keys and values are those of the context alone, computed once however many targets attend to them.
     """
 
     def __init__(self, width: int, heads: int, inner: int) -> None:
         super().__init__()
         self.heads = heads
-        self.project = nn.Linear(width, 3 * width)
+        self.query = nn.Linear(width, width)
+        self.told = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         self.inner = nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width))
         self.after_attention = nn.LayerNorm(width)
         self.after_inner = nn.LayerNorm(width)
 
-    def forward(self, context: Tensor, real: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return contexts and targets one layer on; real bool [people, C] says which places of a context are filled."""
-        q, k, v = self._split(context)  # (people, heads, C, h)
-        tq, tk, tv = self._split(target)  # (people, heads, T, h)
-        scale = q.shape[-1] ** -0.5
-        absent = ~real[:, None, None, :]
-        score = (q @ k.transpose(-1, -2) * scale).masked_fill(absent, float("-inf"))
-        # a person who said nothing has rows of minus infinities, whose outcome nobody reads
-        seen = torch.nan_to_num(score.softmax(-1)) @ v
-        at = (tq @ k.transpose(-1, -2) * scale).masked_fill(absent, float("-inf"))
-        own = (tq * tk).sum(-1, keepdim=True) * scale  # (people, heads, T, 1)
-        share = torch.cat([at, own], -1).softmax(-1)
-        heard = share[..., :-1] @ v + share[..., -1:] * tv
-        return self._rest(context, seen), self._rest(target, heard)
+    def forward(self, context: Tensor, real: Tensor, target: Tensor, whose: Tensor) -> tuple[Tensor, Tensor]:
+        """Return contexts [contexts, C, width] and blocks of targets [blocks, T, width] one layer on.
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (part.transpose(1, 2) for part in self.project(x).unflatten(-1, (3, self.heads, -1)).unbind(-3))
-        return q, k, v
+        real bool [contexts, C] says which places are filled, whose int64 [blocks] the context of each block.
+        """
+        some = real.any(1)
+        # attention over nothing is no number, so an empty context reads its padding, which is then heard as nothing
+        open_to = (real | ~some[:, None])[:, None, None]
+        heard_at_all = some[:, None, None].to(context.dtype)
+        key, value = self._heads(self.told(context), 2 * self.heads).chunk(2, 1)  # (contexts, heads, C, h)
+        asked = self._layer(target, key[whose], value[whose], open_to[whose], heard_at_all[whose])
+        return self._layer(context, key, value, open_to, heard_at_all), asked
 
-    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = self.after_attention(x + self.out(attended.transpose(1, 2).flatten(-2)))
+    def _layer(self, x: Tensor, key: Tensor, value: Tensor, open_to: Tensor, heard_at_all: Tensor) -> Tensor:
+        query = self._heads(self.query(x), self.heads)
+        heard = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=open_to)
+        x = self.after_attention(x + self.out(heard.transpose(1, 2).flatten(2) * heard_at_all))
         return self.after_inner(x + self.inner(x))
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 class NeuralProcess(nn.Module):
@@ -55,14 +55,17 @@ class NeuralProcess(nn.Module):
         self.layers = nn.ModuleList([ProcessLayer(width, heads, width) for _ in range(layers)])
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
 
-    def forward(self, inputs: Tensor, answers: Tensor, real: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation, [people, T], of targets [people, T, d] under their person's context.
+    def token(self, inputs: Tensor, answers: Tensor) -> Tensor:
+        """Return the tokens [n, width] of inputs [n, d] and answers [n]; a target's answer is 0."""
+        return self.embed(torch.cat([inputs, answers[:, None]], 1))
 
-        inputs [people, C, d] and answers [people, C] are the contexts' points, real bool [people, C].
+    def forward(self, context: Tensor, real: Tensor, target: Tensor, whose: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, [blocks, T], of blocks of targets [blocks, T, width].
+
+        context [contexts, C, width] are the contexts' tokens, real bool [contexts, C] those that are there, and whose
+        int64 [blocks] the context that a block is asked under.
         """
-        context = self.embed(torch.cat([inputs, answers[..., None]], -1))
-        asked = self.embed(torch.cat([target, target.new_zeros((*target.shape[:2], 1))], -1))
         for layer in self.layers:
-            context, asked = layer(context, real, asked)
-        mean, spread = self.head(asked).unbind(-1)
-        return mean, 0.1 + 0.9 * nn.functional.softplus(spread)
+            context, target = layer(context, real, target, whose)
+        mean, spread = self.head(target).unbind(-1)
+        return mean, 0.05 + 0.95 * nn.functional.softplus(spread)
