@@ -389,7 +389,7 @@ def test_the_page_has_a_section_of_its_own_flags_and_reasons(board, unable):
     assert "| known-prompts | by-neighbours (transductive) |" in page
     for word in ("`transductive`: the method serves", "`skipped`: the method is unable", "Support on known prompts:"):
         assert word in page
-    assert "transductive" in text(board)
+    assert "transductive" in text(board, 176)
     assert "**, new people".replace("**", PLANTED) in readme_block(board)
 
 

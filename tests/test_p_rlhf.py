@@ -242,7 +242,7 @@ def test_prompts_take_room_from_texts():
     ("options", "told"),
     [
         ({"adapt_layers": 1}, "adapt_layers=1: allowed with a soft prompt is None alone"),
-        ({"tokens": 110, "max_tokens": 19}, "from 1 to 18, the positions of tiny-bert@1 less 110 soft tokens"),
+        ({"tokens": 110, "max_tokens": 19}, "to 18, the positions of tiny-bert@1 less 110 soft tokens"),
         ({"tokens": 128}, "allowed are 1 to 127 soft tokens"),
         ({"tokens": 0}, "tokens=0; allowed: whole numbers from 1"),
         ({"user_model": "clusters"}, "individual, cluster"),
