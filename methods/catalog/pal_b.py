@@ -57,7 +57,7 @@ class PalB(IdealPoints):
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "prototypes": (2, 4, 8),
         "width": (64, 256),
-        "weight_decay": (0.01, 0.3, 3.0),
+        "weight_decay": (0.3, 3.0, 10.0),
     }
 
     _prompts: tuple[Array, Tensor] | None = field(init=False, default=None)
@@ -73,7 +73,7 @@ class PalB(IdealPoints):
         from torch import nn
 
         net = nn.Module()
-        projectors = [projector(d, self.width, self.width, nn.GELU) for _ in range(1 + self.prototypes)]
+        projectors = [projector(d, self.width, self.width) for _ in range(1 + self.prototypes)]
         net.add_module("f", projectors[0])
         net.add_module("g", nn.ModuleList(projectors[1:]))
         net.register_parameter("s", nn.Parameter(torch.tensor(math.log(1 / 0.07))))

@@ -130,10 +130,8 @@ class IdealPoints(NeuralMethod):
         return limits
 
 
-def projector(d: int, width: int, out: int, activation: type[nn.Module]) -> nn.Sequential:
-    """Return PAL's mlp2: three linear layers, d -> width -> width -> out."""
+def projector(d: int, width: int, out: int) -> nn.Sequential:
+    """Return PAL's mlp2: three linear layers, d -> width -> width -> out, with GELU between."""
     from torch import nn
 
-    return nn.Sequential(
-        nn.Linear(d, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, out)
-    )
+    return nn.Sequential(nn.Linear(d, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
