@@ -116,7 +116,7 @@ class MatrixFactorisation(Method):
     def _rewards(self, states: Sequence[UserState], users: Array, items: Array) -> Float32:
         b, q = self._of_items(items)
         p = stack(states, "p") if states else np.zeros((0, self.rank), np.float32)
-        return (b + np.einsum("nk,nk->n", q, p[users])).astype(np.float32)
+        return (b + (q * p[users]).sum(1)).astype(np.float32)
 
     def _of_items(self, items: Array) -> tuple[Float32, Float32]:
         """Return b [n] and q [n, k] of item rows, zeros for those that are not known."""
@@ -159,7 +159,7 @@ class MatrixFactorisation(Method):
         """Return margins of validation rows, `user` being a position in the table's people, float64 [n]."""
         columns = np.column_stack([point.b, point.q])
         asked = _placed(self.items_, columns, val.first) - _placed(self.items_, columns, val.second)
-        return asked[:, 0] + np.einsum("nk,nk->n", asked[:, 1:], point.p[val.user])
+        return asked[:, 0] + (asked[:, 1:] * point.p[val.user]).sum(1)
 
     def _check(self) -> None:
         if not (isinstance(self.rank, int) and self.rank >= 0):
@@ -227,7 +227,7 @@ class _Table:
         def objective(x: Float64) -> tuple[float, Float64]:
             b, q, p = parts(x)
             turned, mine = self.differences @ q, p[user]  # (n, k)
-            margin = self.differences @ b + np.einsum("nk,nk->n", turned, mine)
+            margin = self.differences @ b + (turned * mine).sum(1)
             residual = w * (sigmoid(margin) - label)
             slopes = (
                 self.transposed @ residual,
