@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from datasets_registry.protocol import mix, seed_of
 from datasets_registry.records import Comparisons, Float32, Float64
-from methods.interface import Histories, World
+from methods.interface import Histories, World, places
 
 Array = NDArray[Any]
 STRENGTHS: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -182,10 +182,8 @@ def calibrated_nll(margin: Array, table: Comparisons) -> float:
 
 def held_out(val: Comparisons, users: Array) -> Comparisons:
     """Return the validation rows of people in `users` (sorted user rows), `user` being the position there."""
-    if not len(users):
-        return val.take([])
-    at = np.minimum(np.searchsorted(users, val.user), len(users) - 1)
-    known = users[at] == val.user
+    at = places(users, val.user)
+    known = at >= 0
     return val.take(known).for_users(at[known])
 
 

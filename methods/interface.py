@@ -158,6 +158,13 @@ class Histories(Sequence[Comparisons]):
         table = Comparisons.concatenate(list(history)).for_users(np.repeat(np.arange(len(lengths)), lengths))
         return cls(table, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
+    def newest(self, most: int) -> Histories:
+        """Return the last `most` comparisons of each person."""
+        place = np.arange(len(self.table)) - self.offsets[self.table.user]
+        kept = place >= self.lengths[self.table.user] - most
+        counts = np.minimum(self.lengths, most)
+        return Histories(self.table.take(kept), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Return the number of comparisons per person, int64 [n]."""
@@ -307,6 +314,18 @@ class LinearMethod(Method):
             return None
         theta = self.weights(states)
         return np.einsum("nd,nd->n", self.world.features[items], theta[users]).astype(np.float32)
+
+
+def places(known: Array, asked: Array) -> NDArray[np.int64]:
+    """Return where each of `asked` stands in `known` (sorted, each once), int64 [n]; -1 for what is not there.
+
+    >>> places(np.array([2, 5, 9]), np.array([9, 3, 2])).tolist(), places(np.array([]), np.array([1])).tolist()
+    ([2, -1, 0], [-1])
+    """
+    if not len(known):
+        return np.full(len(asked), -1, np.int64)
+    at = np.minimum(np.searchsorted(known, asked), len(known) - 1)
+    return np.where(known[at] == asked, at, -1).astype(np.int64)
 
 
 def stack(states: Sequence[UserState], name: str) -> Array:

@@ -375,3 +375,13 @@ def test_the_oracle_needs_the_truth_and_scores_by_it(stage):
     x = granted.world.items.attributes
     expected = np.einsum("nk,nk->n", x[q.first] - x[q.second], theta[granted.people[q.user]])
     np.testing.assert_allclose(oracle.margins(states, q), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_newest_of_a_history_are_each_persons_last():
+    stage = small_stage(create("pooled-bt").spec)
+    histories = Histories.group(stage.histories, [*stage.people, 999])
+    few = histories.newest(3)
+    assert few.lengths.tolist() == np.minimum(histories.lengths, 3).tolist()
+    for one, all_of_it in zip(few, histories, strict=True):
+        for name, column in one.columns().items():
+            np.testing.assert_array_equal(column, all_of_it.columns()[name][-3:])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from datasets_registry.errors import MethodError, RequestError
 from datasets_registry.records import Comparisons, Float32
-from methods.interface import Budget, Histories, Method, UserState, World, stack, unstack
+from methods.interface import Budget, Histories, Method, UserState, World, places, stack, unstack
 
 if TYPE_CHECKING:
     from methods.backbone.lesson import Lesson
@@ -103,9 +103,10 @@ class BackboneMethod(Method):
         asked = np.asarray(users, np.int64)
         if not self.table_.shape[1]:
             return [UserState() for _ in asked]
-        at = np.minimum(np.searchsorted(self.users_, asked), len(self.users_) - 1)
-        seen = self.users_[at] == asked
-        own = np.where(seen[:, None], self.table_[at], self.new_)  # (n, P)
+        at = places(self.users_, asked)
+        seen = at >= 0
+        own = np.tile(self.new_, (len(asked), 1))  # (n, P)
+        own[seen] = self.table_[at[seen]]
         histories = Histories.of(history)
         new = np.flatnonzero(~seen & (histories.lengths > 0))
         if len(new) and self.fits_new_people:

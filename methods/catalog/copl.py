@@ -23,7 +23,7 @@ import numpy as np
 from datasets_registry.errors import UnableError
 from datasets_registry.records import Comparisons, Float64
 from methods.bradley_terry import held_out, nll
-from methods.interface import Array, Budget, Histories, MethodSpec, UserState, World, unstack
+from methods.interface import Array, Budget, Histories, MethodSpec, UserState, World, places, unstack
 from methods.neural.method import NeuralMethod
 from methods.registry import register
 
@@ -118,7 +118,7 @@ class CoPL(NeuralMethod):
         found = embedded(histories, self.items_, held_out(val, users), training, budget.seed, budget.device)
         self.people_, self.placed_, self.maps_ = found.people, found.items, found.maps
         table = histories.table
-        self.choices_ = _choices(table, self._known(table.first), self._known(table.second))
+        self.choices_ = _choices(table, places(self.items_, table.first), places(self.items_, table.second))
         super().fit(train, val, world, budget)
         self.comparisons_trained_ += found.learned
 
@@ -157,8 +157,8 @@ class CoPL(NeuralMethod):
         """
         histories, rows = Histories.of(history), np.asarray(users, np.int64)
         e = np.tile(self.people_.mean(0), (len(rows), 1))
-        place = np.minimum(np.searchsorted(self.users_, rows), len(self.users_) - 1)
-        seen = self.users_[place] == rows
+        place = places(self.users_, rows)
+        seen = place >= 0
         e[seen] = self.people_[place[seen]]
         new = np.flatnonzero(~seen & (histories.lengths > 0))
         if len(new):
@@ -172,7 +172,7 @@ class CoPL(NeuralMethod):
         from scipy.sparse import csr_array
 
         table = histories.table
-        first, second = self._known(table.first), self._known(table.second)
+        first, second = places(self.items_, table.first), places(self.items_, table.second)
         if not ((first >= 0) | (second >= 0)).any():
             raise UnableError(
                 f"{self.spec.name} serves new people by seen people who chose the same items, and none of the "
@@ -207,11 +207,6 @@ class CoPL(NeuralMethod):
             total[who] -= np.add.reduceat(loss, starts, axis=0)
         weight = np.bincount(table.user, table.weight, minlength=len(histories))
         return total / np.maximum(weight, 1e-12)[:, None]
-
-    def _known(self, items: Array) -> Array:
-        """Return positions of item rows among those that seen people compared, -1 for others."""
-        at = np.minimum(np.searchsorted(self.items_, items), len(self.items_) - 1)
-        return np.where(self.items_[at] == items, at, -1)
 
     @property
     def n_trained(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -80,14 +81,12 @@ class GPO(ContextMethod):
 
     def adapt(self, users: Sequence[int], history: Sequence[Comparisons], budget: Budget) -> list[UserState]:
         """Return the newest `context` comparisons of each person: first, second int32 [m], answer float32 [m]."""
-        histories = Histories.of(history)
+        histories = Histories.of(history).newest(self.context)
         table = histories.table
         columns = {"first": table.first, "second": table.second, "answer": table.label}
-        ends = histories.offsets[1:]
-        starts = np.maximum(histories.offsets[:-1], ends - self.context)
         return [
             UserState({name: column[lo:hi].copy() for name, column in columns.items()})
-            for lo, hi in zip(starts.tolist(), ends.tolist(), strict=True)
+            for lo, hi in pairwise(histories.offsets.tolist())
         ]
 
     def margins(self, states: Sequence[UserState], queries: Comparisons) -> Float32:
@@ -122,21 +121,18 @@ class GPO(ContextMethod):
 
     def _contexts(self, states: Sequence[UserState]) -> tuple[Rows, Contexts]:
         """Return the states' comparisons and the context of each state."""
-        import torch
-
         from methods.neural.training import Rows
 
         lengths = np.array([len(s.arrays["answer"]) for s in states], np.int64)
         said = Comparisons.of(
             user=np.repeat(np.arange(len(states)), lengths),
             unit=np.zeros(int(lengths.sum())),
-            **{
-                name: np.concatenate([s.arrays[key] for s in states])
-                for name, key in (("first", "first"), ("second", "second"), ("label", "answer"))
-            },
+            first=np.concatenate([s.arrays["first"] for s in states]),
+            second=np.concatenate([s.arrays["second"] for s in states]),
+            label=np.concatenate([s.arrays["answer"] for s in states]),
         )
         rows = Rows.of(said, self.inputs, self._device)
-        return rows, Contexts.of(torch.as_tensor(rows.person), len(states), self.context)
+        return rows, Contexts.of(rows.person, len(states), self.context)
 
     def _margin(
         self, net: nn.Module, said: tuple[Rows, Contexts], first: Tensor, second: Tensor, asked: Tensor

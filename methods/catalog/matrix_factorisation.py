@@ -21,7 +21,7 @@ from datasets_registry.errors import RequestError, UnableError
 from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
 from methods.bradley_terry import STRENGTHS, Logistic, calibrated_nll, held_out, macro_nll, nll, sigmoid
-from methods.interface import Array, Budget, Histories, Method, MethodSpec, UserState, World, stack, unstack
+from methods.interface import Array, Budget, Histories, Method, MethodSpec, UserState, World, places, stack, unstack
 from methods.registry import register
 
 LAMBDAS: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
@@ -172,8 +172,8 @@ class MatrixFactorisation(Method):
 
 def _placed(known: Array, columns: Array, items: Array) -> Array:
     """Return the row of `columns` [n_known, m] of each item, [n, m]; zeros for items that are not in sorted `known`."""
-    at = np.minimum(np.searchsorted(known, items), len(known) - 1)
-    return np.where((known[at] == items)[:, None], columns[at], 0)
+    at = places(known, items)
+    return np.where((at >= 0)[:, None], columns[at], 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

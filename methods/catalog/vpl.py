@@ -20,13 +20,13 @@ from methods.interface import Array, Budget, Histories, MethodSpec, UserState
 from methods.neural.context import ContextMethod, Contexts
 from methods.registry import register
 
-PEOPLE_AT_ONCE = 1024
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from methods.neural.training import Rows
     from methods.neural.variational import Variational
+
+_PEOPLE_AT_ONCE = 1024
 
 
 @register
@@ -92,11 +92,11 @@ class VPL(ContextMethod):
         """Return what each history is read as; nothing is fitted, and seen people are read like new ones."""
         import torch
 
-        histories, net = Histories.of(history), self.ready()
+        histories, net = Histories.of(history).newest(self.context), self.ready()
         codes: list[Array] = []
         with torch.no_grad():
-            for lo in range(0, len(histories), PEOPLE_AT_ONCE):
-                many = np.arange(lo, min(lo + PEOPLE_AT_ONCE, len(histories)))
+            for lo in range(0, len(histories), _PEOPLE_AT_ONCE):
+                many = np.arange(lo, min(lo + _PEOPLE_AT_ONCE, len(histories)))
                 some = Histories.group(histories.table, many)
                 rows = self.rows(some.table)
                 contexts = Contexts.of(rows.person, len(many), self.context)

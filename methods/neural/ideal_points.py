@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets_registry.records import Comparisons
-from methods.interface import Budget, Histories, UserState, stack, unstack
+from methods.interface import Budget, Histories, UserState, places, stack, unstack
 from methods.neural.method import NeuralMethod
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class IdealPoints(NeuralMethod):
         own = self.seen_logits(net).detach()
         empty = own.softmax(1).mean(0).log().cpu().numpy()
         w = np.tile(empty, (len(rows), 1))
-        place = np.minimum(np.searchsorted(self.users_, rows), len(self.users_) - 1)
-        seen = self.users_[place] == rows
+        place = places(self.users_, rows)
+        seen = place >= 0
         w[seen] = own.cpu().numpy()[place[seen]]
         new = np.flatnonzero(~seen & (histories.lengths > 0))
         if len(new):
