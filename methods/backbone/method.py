@@ -7,17 +7,17 @@ differs. `start` may be a PEFT LoRA folder, from which the shared adapter begins
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets_registry.errors import MethodError, RequestError
+from datasets_registry.errors import MethodError
 from datasets_registry.records import Comparisons, Float32
 from methods.interface import Budget, Histories, Method, UserState, World, places, stack, unstack
+from methods.limits import ABOVE, FLAG, Limit, Limits, must_hold, number, one_of, or_none, whole
 
 if TYPE_CHECKING:
     from methods.backbone.lesson import Lesson
@@ -199,13 +199,26 @@ class BackboneMethod(Method):
 
     def check(self) -> None:
         """Raise RequestError for an option out of range."""
-        for names, allowed, told in _LIMITS:
-            for name in names:
-                value = getattr(self, name)
-                if not allowed(value):
-                    raise RequestError(f"{self.spec.name}: {name}={value!r:.60}; allowed: {told}")
-        if self.start is not None and not isinstance(self.start, str):
-            raise RequestError(f"{self.spec.name}: start={self.start!r:.60}; allowed: the path of a PEFT folder")
+        must_hold(self, self.limits())
+
+    def limits(self) -> Limits:
+        """Return by option what is allowed; a preset adds its own."""
+        count, rate = or_none(whole()), or_none(number(), " for lr")
+        names = 'a list of names of linear layers, for example ["q_proj", "v_proj"]'
+        return {
+            **{name: whole() for name in ("rank", "batch")},
+            **{name: count for name in ("micro_batch", "adapt_layers", "max_tokens")},
+            **{name: whole(0) for name in ("min_steps", "adapt_steps")},
+            **{name: number() for name in ("epochs", "weight_decay")},
+            **{name: ABOVE for name in ("alpha", "lr", "init_scale")},
+            **{name: rate for name in ("lr_own", "lr_head", "adapt_lr")},
+            "head_init": one_of("random", "zero", "probe"),
+            "dtype": one_of("float32", "bfloat16"),
+            "select": one_of("validation", "last"),
+            **{name: FLAG for name in ("user_balanced", "checkpointing")},
+            "targets": or_none(Limit(_are_names, names), " for the model's own"),
+            "start": or_none(Limit(lambda v: isinstance(v, str), "the path of a PEFT folder")),
+        }
 
     def _fresh_model(self) -> RewardModel:
         from datasets_registry.sources import home
@@ -257,36 +270,8 @@ class BackboneMethod(Method):
         return True
 
 
-def _whole(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _number(value: Any, least: float = 0.0) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < inf
-
-
-def _above(value: Any) -> bool:
-    return _number(value) and value > 0
-
-
-# (options, what is allowed, how that is told)
-_LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("rank", "batch"), _whole, "whole numbers from 1"),
-    (("micro_batch", "adapt_layers", "max_tokens"), lambda v: v is None or _whole(v), "whole numbers from 1, or None"),
-    (("min_steps", "adapt_steps"), lambda v: _whole(v, 0), "whole numbers from 0"),
-    (("epochs", "weight_decay"), _number, "numbers from 0"),
-    (("alpha", "lr", "init_scale"), _above, "numbers above 0"),
-    (("lr_own", "lr_head", "adapt_lr"), lambda v: v is None or _number(v), "numbers from 0, or None for lr"),
-    (("head_init",), lambda v: v in ("random", "zero", "probe"), "random, zero, probe"),
-    (("dtype",), lambda v: v in ("float32", "bfloat16"), "float32, bfloat16"),
-    (("select",), lambda v: v in ("validation", "last"), "validation, last"),
-    (("user_balanced", "checkpointing"), lambda v: isinstance(v, bool), "true, false"),
-    (
-        ("targets",),
-        lambda v: v is None or (isinstance(v, list | tuple) and bool(v) and all(isinstance(n, str) for n in v)),
-        'a list of names of linear layers, for example ["q_proj", "v_proj"], or None for the model\'s own',
-    ),
-)
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(name, str) for name in value)
 
 
 def _flat(tensors: Sequence[Any]) -> Float32:

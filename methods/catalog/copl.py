@@ -14,7 +14,7 @@ transductive. Where nobody's items are known, `adapt` raises `UnableError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -24,6 +24,7 @@ from datasets_registry.errors import UnableError
 from datasets_registry.records import Comparisons, Float64
 from methods.bradley_terry import held_out, nll
 from methods.interface import Array, Budget, Histories, MethodSpec, UserState, World, places, unstack
+from methods.limits import ABOVE, Limits, number, whole
 from methods.neural.method import NeuralMethod
 from methods.registry import register
 
@@ -213,15 +214,12 @@ class CoPL(NeuralMethod):
         """Return both stages' shared parameters: the graph's maps, where items start, and the reward model."""
         return super().n_trained + self.maps_ + self.placed_.size
 
-    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    def limits(self) -> Limits:
         """Return by option what is allowed."""
-        limits = super().limits()
-        whole, above, least = limits["batch"], limits["lr"], limits["weight_decay"]
-        for name in ("embedding", "layers", "width", "experts", "rank"):
-            limits[name] = whole
-        limits.update(graph_steps=limits["steps"], graph_lr=above, alpha=above, temperature=above)
-        limits.update(noise=least, l2=least, dropout=(lambda v: 0 <= v < 1, "numbers from 0 to below 1"))
-        return limits
+        counts = {name: whole() for name in ("embedding", "layers", "width", "experts", "rank")}
+        above = {name: ABOVE for name in ("graph_lr", "alpha", "temperature")}
+        least = {"graph_steps": whole(0), "noise": number(), "l2": number(), "dropout": number(below=1)}
+        return {**super().limits(), **counts, **above, **least}
 
 
 def _choices(table: Comparisons, first: Array, second: Array) -> Array:

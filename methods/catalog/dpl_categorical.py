@@ -9,11 +9,12 @@ people disagree about an item, its p has more than one hump.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods.interface import MethodSpec
+from methods.limits import Limits, number, whole
 from methods.neural.distributional import DistributionalReward
 from methods.registry import register
 
@@ -89,13 +90,9 @@ class DPLCategorical(DistributionalReward):
         inside = ((q - (reached.gather(1, atom) - mass)) / mass.clamp(min=_LEAST)).clamp(0.0, 1.0)
         return ((atom + inside) / self.atoms)[:, 0]
 
-    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    def limits(self) -> Limits:
         """Return by option what is allowed."""
-        own: dict[str, tuple[Callable[[Any], bool], str]] = {
-            "atoms": (lambda v: isinstance(v, int) and v >= 2, "whole numbers from 2"),
-            "entropy": (lambda v: v >= 0, "numbers from 0"),
-        }
-        return super().limits() | own
+        return {**super().limits(), "atoms": whole(2), "entropy": number()}
 
 
 def _exceeds(p: Tensor, other: Tensor) -> Tensor:

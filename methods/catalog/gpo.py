@@ -9,7 +9,7 @@ A target attends to the context alone, so nothing depends on the order of a cont
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from datasets_registry.records import Comparisons, Float32
 from methods.interface import Budget, Histories, MethodSpec, UserState
+from methods.limits import Limit, Limits, whole
 from methods.neural.context import ContextMethod, Contexts
 from methods.registry import register
 
@@ -110,14 +111,11 @@ class GPO(ContextMethod):
         """Return None: a margin is no difference of rewards."""
         return None
 
-    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
-        """Return what is allowed for each option."""
-        whole: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1")
-        heads: tuple[Callable[[Any], bool], str] = (
-            lambda v: isinstance(v, int) and v >= 1 and self.width % v == 0,
-            f"divisors of the width, {self.width}",
-        )
-        return {**super().limits(), "width": whole, "layers": whole, "heads": heads}
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        count = whole()
+        heads = Limit(lambda v: count.allows(v) and self.width % v == 0, f"divisors of the width, {self.width}")
+        return {**super().limits(), "width": count, "layers": count, "heads": heads}
 
     def _contexts(self, states: Sequence[UserState]) -> tuple[Rows, Contexts]:
         """Return the states' comparisons and the context of each state."""

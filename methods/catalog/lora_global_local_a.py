@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import inf
 from typing import TYPE_CHECKING
 
-from datasets_registry.errors import RequestError
 from methods.backbone.method import BackboneMethod
 from methods.interface import MethodSpec
+from methods.limits import Limits, number, or_none
 from methods.registry import register
 
 if TYPE_CHECKING:
@@ -47,12 +46,9 @@ class LoraGlobalLocalA(BackboneMethod):
         needs=frozenset({"backbone"}),
     )
 
-    def check(self) -> None:
-        """Raise RequestError for an option out of range."""
-        super().check()
-        given = self.local_epochs
-        if given is not None and (not isinstance(given, int | float) or not 0 <= given < inf):
-            raise RequestError(f"{self.spec.name}: local_epochs={given!r:.60}; allowed: numbers from 0, or None")
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        return {**super().limits(), "local_epochs": or_none(number())}
 
     def whose(self) -> Mapping[str, str]:
         """Return that A is a person's own."""

@@ -10,15 +10,15 @@ L = -log sigmoid(r(chosen) - r(rejected)). `own_loss` is the paper's alpha; `alp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from datasets_registry.errors import RequestError
 from datasets_registry.records import Float32
 from methods.backbone.method import BackboneMethod
 from methods.backbone.soft_prompt import SoftPrompt
 from methods.interface import MethodSpec
+from methods.limits import SHARE, Limits, one_of, whole
 from methods.registry import register
 
 if TYPE_CHECKING:
@@ -98,16 +98,13 @@ class PRlhf(BackboneMethod):
         """Return whether new people's own part is fitted, which the paper does not do."""
         return self.adaptation == "tune" and self.adapt_steps > 0
 
-    def check(self) -> None:
-        """Raise RequestError for an option out of range."""
-        super().check()
-        limits: dict[str, tuple[Callable[[Any], bool], str]] = {
-            "user_model": (lambda v: v in ("individual", "cluster"), "individual, cluster"),
-            "adaptation": (lambda v: v in ("none", "tune"), "none, tune"),
-            "tokens": (lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1"),
-            "clusters": (lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1"),
-            "own_loss": (lambda v: 0 <= v <= 1, "numbers from 0 to 1"),
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        return {
+            **super().limits(),
+            "user_model": one_of("individual", "cluster"),
+            "adaptation": one_of("none", "tune"),
+            "tokens": whole(),
+            "clusters": whole(),
+            "own_loss": SHARE,
         }
-        for name, (allowed, told) in limits.items():
-            if not allowed(value := getattr(self, name)):
-                raise RequestError(f"{self.spec.name}: {name}={value!r}; allowed: {told}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from datasets_registry.errors import RequestError, unknown
 from methods.backbone.method import BackboneMethod
 from methods.interface import MethodSpec
+from methods.limits import SHARE, Limit, Limits
 from methods.registry import register
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ class PShareLora(BackboneMethod):
         needs=frozenset({"backbone"}),
     )
 
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        return {**super().limits(), "warmup": Limit(SHARE.allows, "a share of the steps, 0 to 1")}
+
     def check(self) -> None:
         """Raise RequestError for an option out of range, or for two that contradict each other."""
         super().check()
@@ -66,8 +71,6 @@ class PShareLora(BackboneMethod):
         ):
             if given not in allowed:
                 raise unknown(f"{name} of p-share-lora", str(given), allowed)
-        if not isinstance(self.warmup, int | float) or not 0 <= self.warmup <= 1:
-            raise RequestError(f"p-share-lora: warmup={self.warmup!r:.60}; allowed: a share of the steps, 0 to 1")
         if self.core != "none" and self.share != "B":
             raise RequestError(
                 f"p-share-lora: core={self.core!r} shares both A and B, so share={self.share!r} says nothing; leave "

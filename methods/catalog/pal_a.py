@@ -13,11 +13,12 @@ a prototype starts at length 1: divided by that, neither drowns the other and th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods.interface import Array, MethodSpec
+from methods.limits import ABOVE, Limits
 from methods.neural.ideal_points import IdealPoints, projector
 from methods.registry import register
 
@@ -98,7 +99,6 @@ class PalA(IdealPoints):
         """Return the hinge loss, [n]."""
         return (1.0 - margin).clamp(min=0.0)
 
-    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    def limits(self) -> Limits:
         """Return by option what is allowed."""
-        limits = super().limits()
-        return limits | {"prototype_gain": limits["own_gain"]}
+        return {**super().limits(), "prototype_gain": ABOVE}

@@ -11,12 +11,13 @@ the mirrored latent, so the encoder cannot ignore what was answered. IAF: an inv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from methods.catalog.vpl import VPL
 from methods.interface import MethodSpec
+from methods.limits import Limits, number, whole
 from methods.registry import register
 
 if TYPE_CHECKING:
@@ -91,10 +92,6 @@ class SPL(VPL):
         mu, _, reading = model.posterior(rows, contexts)
         return model.transformed(mu, reading, contexts.real.any(1))[0]
 
-    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
-        """Return what is allowed for each option."""
-        return {
-            **super().limits(),
-            "flows": (lambda v: isinstance(v, int) and v >= 0, "whole numbers from 0"),
-            "guide": (lambda v: v >= 0, "numbers from 0"),
-        }
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        return {**super().limits(), "flows": whole(0), "guide": number()}

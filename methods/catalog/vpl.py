@@ -9,7 +9,7 @@ eps; a person is served with z = mu. With w = l = 512 and d = 768: 3,544,577 par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from datasets_registry.records import Comparisons
 from methods.interface import Array, Budget, Histories, MethodSpec, UserState
+from methods.limits import Limits, number, whole
 from methods.neural.context import ContextMethod, Contexts
 from methods.registry import register
 
@@ -107,8 +108,6 @@ class VPL(ContextMethod):
         """Return r(x, z), [n]."""
         return cast("Variational", net).reward(inputs, codes)
 
-    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
-        """Return what is allowed for each option."""
-        whole: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1")
-        beta: tuple[Callable[[Any], bool], str] = (lambda v: v >= 0, "numbers from 0")
-        return {**super().limits(), "width": whole, "latent": whole, "beta": beta, "noise": beta}
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        return {**super().limits(), "width": whole(), "latent": whole(), "beta": number(), "noise": number()}

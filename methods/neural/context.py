@@ -8,7 +8,6 @@ target is in its own context, contexts of every size occur, the empty one too, a
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets_registry.records import Comparisons
+from methods.limits import Limits, whole
 from methods.neural.method import NeuralMethod
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ class ContextMethod(NeuralMethod):
         contexts = Contexts(shuffled[contexts.row], contexts.real)
         return self.answered(net, rows, contexts, 2 * person + 1 - half)
 
-    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
-        """Return what is allowed for each option."""
-        return {**super().limits(), "context": (lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1")}
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        return {**super().limits(), "context": whole()}
 
 
 def _first_places(group: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from datasets_registry.errors import RequestError
 from datasets_registry.records import Comparisons, Float32
 from methods.interface import Budget, UserState
+from methods.limits import Limits, whole
 from methods.neural.method import NeuralMethod
 
 if TYPE_CHECKING:
@@ -120,7 +121,6 @@ class DistributionalReward(NeuralMethod):
                 out[at] = question(*(net(self.inputs(np.asarray(each)[at])) for each in items)).float().cpu().numpy()
         return out
 
-    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    def limits(self) -> Limits:
         """Return by option what is allowed."""
-        limits = super().limits()
-        return limits | {"width": limits["batch"]}
+        return {**super().limits(), "width": whole()}

@@ -8,7 +8,7 @@ A preset gives the network, what the reward reads of a person and of an item, an
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from datasets_registry.records import Comparisons
 from methods.interface import Budget, Histories, UserState, places, stack, unstack
+from methods.limits import ABOVE, Limits, whole
 from methods.neural.method import NeuralMethod
 
 if TYPE_CHECKING:
@@ -122,12 +123,10 @@ class IdealPoints(NeuralMethod):
         margin = self.closeness(person, first) - self.closeness(person, second)
         return rows.label * self.loss_of(margin) + (1 - rows.label) * self.loss_of(-margin)
 
-    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    def limits(self) -> Limits:
         """Return by option what is allowed."""
-        limits = super().limits()
-        limits.update(width=limits["batch"], prototypes=limits["batch"], new_steps=limits["steps"])
-        limits.update(own_gain=limits["lr"], new_lr=limits["lr"])
-        return limits
+        counts = {"width": whole(), "prototypes": whole(), "new_steps": whole(0)}
+        return {**super().limits(), **counts, "own_gain": ABOVE, "new_lr": ABOVE}
 
 
 def projector(d: int, width: int, out: int) -> nn.Sequential:

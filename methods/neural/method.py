@@ -8,17 +8,18 @@ numbers and is not counted as shared.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets_registry.errors import MethodError, RequestError
+from datasets_registry.errors import MethodError
 from datasets_registry.records import Comparisons, Float32
 from methods.bradley_terry import calibrated_nll, feature_scale, held_out, person_keys
 from methods.interface import Budget, Histories, Method, UserState, World, stack
+from methods.limits import ABOVE, Limits, must_hold, number, whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -163,22 +164,12 @@ class NeuralMethod(Method):
 
     def check(self) -> None:
         """Raise RequestError for an option out of range; a preset adds its own to `limits`."""
-        for name, (allowed, told) in self.limits().items():
-            value = getattr(self, name)
-            if not allowed(value):
-                raise RequestError(f"{self.spec.name}: {name}={value!r}; allowed: {told}")
+        must_hold(self, self.limits())
 
-    def limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
-        """Return by option what is allowed: a test, and how it is told."""
-        whole: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, int) and v >= 1, "whole numbers from 1")
-        return {
-            "lr": (lambda v: v > 0, "numbers above 0"),
-            "weight_decay": (lambda v: v >= 0, "numbers from 0"),
-            "steps": (lambda v: isinstance(v, int) and v >= 0, "whole numbers from 0"),
-            "batch": whole,
-            "every": whole,
-            "patience": whole,
-        }
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        counts = {name: whole() for name in ("batch", "every", "patience")}
+        return {"lr": ABOVE, "weight_decay": number(), "steps": whole(0), **counts}
 
     def _scored(self, states: Sequence[UserState], users: Array, items: Array) -> Float32:
         import torch
