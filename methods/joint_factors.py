@@ -58,11 +58,7 @@ class JointFactors(LinearFactors):
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Learn V and c; a rank above d is cut to d, where it already is any linear reward."""
         self._check()
-        self.world = world
-        pairs, users = Pairs.of_seen(world, train)
-        self.scale_ = pairs.scale
-        self.gain_ = 1.0
-        self.base_ = np.zeros(len(pairs.scale), np.float32)
+        pairs, users = self.begin(world, train)
         few, part = _some_people(pairs, budget.seed)
         basis = STARTS[self.start](few, min(self.rank, len(pairs.scale)), budget.seed)
         val = held_out(val, users[part])

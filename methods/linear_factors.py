@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
 from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, nll, pooled, sigmoid
-from methods.interface import Budget, Histories, LinearMethod, UserState, stack, unstack
+from methods.interface import Budget, Histories, LinearMethod, UserState, World, stack, unstack
 
 Array = NDArray[Any]
 SHRINKAGE: tuple[float, ...] = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
@@ -37,6 +37,15 @@ class LinearFactors(LinearMethod):
     base_: Float32
     basis_: Float32
     empty_: Float32
+
+    def begin(self, world: World, train: Comparisons) -> tuple[Pairs, Array]:
+        """Return `Pairs.of_seen`, having set the world and a model of rewards alone: theta_0 = 0 and s = 1."""
+        self.world = world
+        pairs, users = Pairs.of_seen(world, train)
+        self.scale_ = pairs.scale
+        self.base_ = np.zeros(len(pairs.scale), np.float32)
+        self.gain_ = 1.0
+        return pairs, users
 
     def infer(self, problem: Logistic, budget: Budget) -> Array:
         """Return coordinates [n_users, r] of people with at least one comparison; others' rows are ignored."""
@@ -264,6 +273,11 @@ def tuned_factors(
         return best, chosen
     everybody = Factors(begin.base, begin.basis, np.zeros((pairs.n_users, begin.basis.shape[1])))
     return replace(chosen, iterations=6).run(pairs, everybody), chosen
+
+
+def scattered(theta: Float64, spread: float, noise: Array) -> Float64:
+    """Return `theta` plus `spread` of its root mean square times each column of noise, [d, K]."""
+    return theta[:, None] + spread * np.sqrt((theta * theta).mean()) * noise
 
 
 def global_run(pairs: Pairs) -> Float64:

@@ -22,7 +22,7 @@ from datasets_registry.records import Comparisons, Float64
 from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, nll, person_draws, pooled_chosen, sigmoid
 from methods.catalog.lore import softmax
 from methods.interface import Array, Budget, MethodSpec, World
-from methods.linear_factors import LinearFactors
+from methods.linear_factors import LinearFactors, scattered
 from methods.registry import register
 
 PEOPLE: tuple[int, ...] = (10, 3, 30, 100)
@@ -75,16 +75,12 @@ class HyRe(LinearFactors):
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Train the ensemble."""
         self._check()
-        self.world = world
-        pairs, users = Pairs.of_seen(world, train)
-        self.scale_ = pairs.scale
-        self.gain_ = 1.0
-        self.base_ = np.zeros(len(pairs.scale), np.float32)
+        pairs, users = self.begin(world, train)
         self.empty_ = np.full(self.heads, 1.0 / self.heads, np.float32)
         val = held_out(val, users)
         theta, _ = pooled_chosen(pairs, val)
         noise = generator("hyre", budget.seed).normal(size=(len(theta), self.heads))
-        prior = theta[:, None] + self.prior_scale * np.sqrt((theta * theta).mean()) * noise
+        prior = scattered(theta, self.prior_scale, noise)
         places = person_draws(pairs.histories, self.heads, budget.seed)
         sizes = PEOPLE[: max(1, budget.trials)] if len(val) else PEOPLE[:1]
         self.basis_ = self._chosen(pairs, prior, places, (self.people,) if self.people else sizes, val)

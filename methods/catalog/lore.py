@@ -21,7 +21,7 @@ from datasets_registry.records import Comparisons, Float32, Float64
 from methods.adam import Adam
 from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, person_draws, pooled_chosen, sigmoid
 from methods.interface import Array, Budget, MethodSpec, World
-from methods.linear_factors import LinearFactors
+from methods.linear_factors import LinearFactors, scattered
 from methods.registry import register
 
 STEPS: tuple[float, ...] = (0.1, 0.03, 0.3)
@@ -83,14 +83,11 @@ class LoRe(LinearFactors):
         """Learn V; the w_u of seen people serve only to learn it, and `adapt` fits them anew."""
         if self.rank < 1:
             raise RequestError(f"rank={self.rank}: allowed are integers from 1; rank 1 is one reward for everybody")
-        self.world = world
-        pairs, users = Pairs.of_seen(world, train)
+        pairs, users = self.begin(world, train)
         val = held_out(val, users)
-        self.scale_ = pairs.scale
-        self.base_ = np.zeros(len(pairs.scale), np.float32)
         theta, _ = pooled_chosen(pairs, val)
         noise = generator("lore", budget.seed).normal(size=(len(theta), self.rank)) * (self.rank > 1)
-        start = theta[:, None] + self.spread * np.sqrt((theta * theta).mean()) * noise
+        start = scattered(theta, self.spread, noise)
         codes = person_draws(pairs.histories, self.rank, budget.seed)
         if self.temperature is not None:
             temperatures = [self.temperature]

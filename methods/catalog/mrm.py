@@ -24,7 +24,7 @@ from methods.adam import Adam
 from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, nll, person_keys, pooled_chosen, sigmoid
 from methods.catalog.lore import share_of_person, softmax
 from methods.interface import Array, Budget, MethodSpec, World
-from methods.linear_factors import LinearFactors
+from methods.linear_factors import LinearFactors, scattered
 from methods.registry import register
 
 INNER = ("gradient", "adam")
@@ -92,15 +92,11 @@ class MRM(LinearFactors):
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Meta-learn V and w_0."""
         self._check()
-        self.world = world
-        pairs, users = Pairs.of_seen(world, train)
-        self.scale_ = pairs.scale
-        self.gain_ = 1.0
-        self.base_ = np.zeros(len(pairs.scale), np.float32)
+        pairs, users = self.begin(world, train)
         val = held_out(val, users)
         theta, _ = pooled_chosen(pairs, val)
         noise = generator("mrm", budget.seed).normal(size=(len(theta), self.rank)) * (self.rank > 1)
-        basis = theta[:, None] + self.spread * np.sqrt((theta * theta).mean()) * noise
+        basis = scattered(theta, self.spread, noise)
         basis, start = self._trained(pairs, val, [basis, np.zeros(self.rank)], budget.seed)
         self.basis_ = basis.astype(np.float32)
         self.empty_ = start.astype(np.float32)
