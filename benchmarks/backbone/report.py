@@ -20,8 +20,8 @@ from benchmarks.backbone.costs import (
     Timed,
     ratio,
 )
-from datasets_registry.atomic_write import write_atomically
-from datasets_registry.errors import RequestError
+from benchmarks.renewed_page import renew_between
+from leaderboard.table_cells import table_line
 
 START, END = "<!-- hetpref backbone cost -->", "<!-- /hetpref backbone cost -->"
 NONE = "Nothing was recorded yet: `python -m benchmarks.backbone --record`."
@@ -176,20 +176,11 @@ def block(cost: Cost | None) -> str:
         return f"\n{NONE}\n"
     lines = ["", told_of(cost)]
     for shown in tables(cost):
-        lines += ["", f"**{shown.title}**", "", _line(shown.columns), _line(["---"] * len(shown.columns))]
-        lines += [_line(row) for row in shown.rows]
+        lines += ["", f"**{shown.title}**", "", table_line(shown.columns), table_line(["---"] * len(shown.columns))]
+        lines += [table_line(row) for row in shown.rows]
     return "\n".join([*lines, ""])
 
 
 def renew(page: Path, cost: Cost) -> None:
     """Put the tables between the marks of a page; raises RequestError where the page has none."""
-    text = page.read_text(encoding="utf-8")
-    before, start, rest = text.partition(START + "\n")
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise RequestError(f"{page} has no {START} and {END} on lines of their own; put them where the tables belong")
-    write_atomically(page, f"{before}{start}{block(cost)}{end}{after}".encode())
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    renew_between(page, START, END, block(cost))

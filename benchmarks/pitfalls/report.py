@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.pitfalls.figures import Figure, Kept, Report, Row
 from benchmarks.pitfalls.registry import PITFALLS
-from datasets_registry.atomic_write import write_atomically
-from datasets_registry.errors import RequestError
+from benchmarks.renewed_page import renew_between
+from leaderboard.table_cells import table_line
 
 START, END = "<!-- hetpref-pitfalls -->", "<!-- /hetpref-pitfalls -->"
 NONE = "Nothing was recorded yet: `hetpref run pitfalls --record`."
@@ -85,12 +85,7 @@ def block(report: Report | None) -> str:
 
 def renew(page: Path, report: Report) -> None:
     """Put the tables between the marks of a page; raises RequestError where the page has none."""
-    text = page.read_text(encoding="utf-8")
-    before, start, rest = text.partition(START + "\n")
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise RequestError(f"{page} has no {START} and {END} on lines of their own; put them where the tables belong")
-    write_atomically(page, f"{before}{start}{block(report)}{end}{after}".encode())
+    renew_between(page, START, END, block(report))
 
 
 def _flat(setup: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -104,4 +99,4 @@ def _flat(setup: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _line(given: list[str]) -> str:
-    return f"| {' | '.join(each.replace('|', '&#124;') for each in given)} |"
+    return table_line(each.replace("|", "&#124;") for each in given)
