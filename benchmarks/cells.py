@@ -159,7 +159,7 @@ def plan_cells(suite: Suite, ready: Prepared, methods: list[MethodEntry]) -> Ite
     entries = runnable(methods, ready.plan, truth=ready.data.truth is not None)
     for seed in range(suite.seeds):
         repetition = Repetition(seed)
-        split = _split(ready, repetition)
+        split = split_of(ready, repetition)
         regimes = suite.regimes_of(ready.plan)
         grids = Grids.of(ready.plan, regimes, split.budgets(), split.support_budgets, len(split.seen))
         for entry in entries:
@@ -212,7 +212,8 @@ def _crowds(plan: DatasetPlan, grids: Grids) -> list[Count]:
     return [*(n for n in plan.n_users if not whole[n]), *(["all"] if any(whole.values()) else [])]
 
 
-def _split(ready: Prepared, repetition: Repetition) -> Split:
+def split_of(ready: Prepared, repetition: Repetition) -> Split:
+    """Return the split of a dataset for a repetition, made once."""
     from datasets_registry.splits import split
 
     at = (repetition.fold, repetition.draw)

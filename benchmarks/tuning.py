@@ -14,23 +14,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import Cell, Fit, MethodEntry, Prepared, method_entries, runnable
+from benchmarks.cells import Cell, Fit, MethodEntry, Prepared, method_entries, runnable, split_of
 from benchmarks.executor import Limits, LocalExecutor, Outcome
 from benchmarks.meters import source
 from benchmarks.payloads import asked, build_payload, columns_of
-from benchmarks.runner import prepare
-from benchmarks.suites import DatasetPlan, MethodPlan, Suite
+from benchmarks.runner import Progress, prepare
+from benchmarks.suites import MethodPlan, Suite
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, HetprefError, RequestError
 from datasets_registry.protocol import PROTOCOL, Count, Repetition, seed_of
-from datasets_registry.splits import split
 from leaderboard.records import canonical_sha256
 
 SCHEMA_VERSION = 1
+_SAVED_EVERY_S = 20.0
 _WORST = 0.6931471805599453  # the NLL of not knowing, which a trial that failed is counted with
 
 
@@ -43,19 +43,6 @@ class Extent:
     people: int = 128
 
 
-class Progress(Protocol):
-    """What shows the work to a person."""
-
-    def note(self, text: str) -> None:
-        """Say one thing."""
-
-    def planned(self, total: int, finished: int) -> None:
-        """Tell how many cells there are and how many were found finished."""
-
-    def ended(self, cell: Cell, outcome: Outcome) -> None:
-        """Tell that a cell ended."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trial:
     """One configuration on one dataset: what is kept of it is found by `key`."""
@@ -63,10 +50,7 @@ class _Trial:
     method: str
     changed: dict[str, Any]
     cell: Cell
-
-    @property
-    def key(self) -> str:
-        return canonical_sha256([self.cell.fit_key, self.cell.fit.n_train])
+    key: str
 
 
 def configurations(
@@ -108,16 +92,17 @@ def tune(
     progress.planned(len(trials), len(trials) - len(todo))
     limits = Limits(suite.time_limit_s, suite.memory_limit_mb << 20)
     saved = time.monotonic()
-    with LocalExecutor(jobs, limits) as executor:
-        for trial, outcome in executor.run(_tickets(todo, limits)):
-            known[trial.key] = _measured(trial, outcome)
-            progress.ended(trial.cell, outcome)
-            if time.monotonic() - saved > 20:
-                write(out, {**told, "known": known})
-                saved = time.monotonic()
-    chosen = _chosen(trials, known)
-    write(out, {**told, "known": known})
-    return {**told, "methods": chosen, "source": source().model_dump(mode="json")}
+    try:
+        with LocalExecutor(jobs, limits) as executor:
+            for trial, outcome in executor.run(_tickets(todo, limits)):
+                known[trial.key] = _measured(trial, outcome)
+                progress.ended(trial.cell, outcome)
+                if time.monotonic() - saved > _SAVED_EVERY_S:
+                    write(out, {**told, "known": known})
+                    saved = time.monotonic()
+    finally:  # what ended before a stop is not tried again
+        write(out, {**told, "known": known})
+    return {**told, "methods": _chosen(trials, known), "source": source().model_dump(mode="json")}
 
 
 def _names(suite: Suite, methods: list[str] | None) -> list[str]:
@@ -148,12 +133,13 @@ def _trials(
             start = {**{k: entry.config[k] for k in entry.cls.search}, **base[name]}
             for changed in configurations(name, dict(entry.cls.search), start, extent.trials):
                 tried = replace(entry, config={**entry.config, **changed})
-                yield _Trial(name, changed, _cell(ready, plan, tried, extent, suite.device))
+                cell = _cell(ready, tried, extent, suite.device)
+                yield _Trial(name, changed, cell, canonical_sha256([cell.fit_key, cell.fit.n_train]))
 
 
-def _cell(ready: Prepared, plan: DatasetPlan, entry: MethodEntry, extent: Extent, device: str) -> Cell:
+def _cell(ready: Prepared, entry: MethodEntry, extent: Extent, device: str) -> Cell:
     first = Repetition(0)
-    whole = split(ready.data, fold=first.fold, draw=first.draw)
+    whole = split_of(ready, first)
     people: Count = "all" if extent.people >= len(whole.seen) else extent.people
     counted: list[Count] = [n for n in whole.budgets() if n != "all" and n <= extent.n_train]
     return Cell(ready, whole, first, Fit(counted[-1] if counted else "all", people, None, None, ()), entry, device)

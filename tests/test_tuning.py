@@ -77,6 +77,23 @@ def test_a_trial_that_fails_is_kept_and_not_chosen(tmp_path):
     assert any("beta" in each.get("failed", "") for each in kept)
 
 
+class Stopping(Kept):
+    """Is stopped by the person after two trials."""
+
+    def ended(self, cell, outcome):
+        super().ended(cell, outcome)
+        if len(self.cells) == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_tuning_keeps_every_trial_that_ended(tmp_path):
+    wanted, again = suite(("maxmin-em", {"restarts": 1})), Kept()
+    with pytest.raises(KeyboardInterrupt):
+        tune(wanted, None, EXTENT, 1, tmp_path / "trials.json", Stopping())
+    tune(wanted, None, EXTENT, 1, tmp_path / "trials.json", again)
+    assert again.found == (2 * EXTENT.trials, 2)
+
+
 def test_wrong_requests_are_told(tmp_path):
     with pytest.raises(RequestError, match="has a search space"):
         tune(suite(("pooled-bt", {})), None, EXTENT, 1, tmp_path / "none.json", Kept())
