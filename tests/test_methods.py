@@ -58,10 +58,10 @@ def stage():
     return small_stage(create("pooled-bt").spec)
 
 
-# p-rlhf is checked in tests/test_p_rlhf.py, in both of its forms
-@pytest.mark.parametrize("name", [name for name in built_in() if name != "p-rlhf"])
+# Methods with a network of their own are checked, small, in the test file of their family.
+@pytest.mark.parametrize("name", [name for name in built_in() if name not in {"p-rlhf", *SMALL}])
 def test_conformance(name):
-    assert [r for r in check(name, **SMALL.get(name, {})) if r.status == "failed"] == []
+    assert [r for r in check(name) if r.status == "failed"] == []
 
 
 def test_pooled_is_scikit_learns_logistic_regression(stage):

@@ -25,7 +25,7 @@ from datasets_registry.protocol import mix, seed_of
 from datasets_registry.records import Comparisons, Float32
 from methods.bradley_terry import calibrated_nll, person_draws, person_keys
 from methods.interface import Histories
-from methods.neural.training import seeded
+from methods.neural.training import Best, seeded
 from methods.progress import Teller
 
 Array = NDArray[Any]
@@ -279,22 +279,15 @@ def _train(
             return (step + 1) / warm
         return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, training.steps - warm)))
 
-    best: dict[str, Tensor] = {}
-    least, count = float("inf"), 0
-
-    def keep() -> None:
-        nonlocal best, least
-        now = calibrated_nll(_embeddings(net, graph).scores(held, items), held)
-        if now < least:
-            best, least = {name: p.detach().clone() for name, p in net.state_dict().items()}, now
-
+    best = Best(net, lambda: calibrated_nll(_embeddings(net, graph).scores(held, items), held))
+    count = 0
     schedule, teller = torch.optim.lr_scheduler.LambdaLR(optimiser, rate), Teller("signed graph", training.steps)
     order = np.argsort(_unit_keys(learned, seed, "batches"), kind="stable")
     turn = np.arange(min(training.batch, len(order)))
     for step in range(training.steps if len(order) else 0):
         rows = order[(step * len(turn) + turn) % len(order)]
         if len(held) and step % training.every == 0:
-            keep()
+            best.ask()
         chosen = graph.chosen.adjacency(device, training.dropout, seed_of("edge-dropout", seed, step, "chosen"))
         rejected = graph.rejected.adjacency(device, training.dropout, seed_of("edge-dropout", seed, step, "rejected"))
         people, placed = net(chosen, rejected)
@@ -306,8 +299,8 @@ def _train(
         count += len(rows)
         teller.step(step + 1, lambda loss=loss: float(loss.detach()))
     if len(held):
-        keep()
-        net.load_state_dict(best or net.state_dict())
+        best.ask()
+        best.put_back()
     return count
 
 

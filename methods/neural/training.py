@@ -75,7 +75,9 @@ def train_network(
     optimiser = torch.optim.AdamW(moved, lr=schedule.lr, weight_decay=schedule.weight_decay)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, schedule.steps))
     teller = Teller(title, schedule.steps)
-    best, best_score = _copied(net), score() if score is not None else float("inf")
+    best = None if score is None else Best(net, score)
+    if best is not None:
+        best.ask()
     learned = waited = 0
     for step, (rows, _) in enumerate(batches.steps(schedule.steps), start=1):
         net.train()
@@ -88,17 +90,37 @@ def train_network(
         falling.step()
         learned += len(rows)
         teller.step(step, lambda total=total: float(total.detach()))
-        if score is not None and (step % schedule.every == 0 or step == schedule.steps):
-            now = score()
-            waited += 1
-            if now < best_score:
-                best, best_score, waited = _copied(net), now, 0
+        if best is not None and (step % schedule.every == 0 or step == schedule.steps):
+            waited = 0 if best.ask() else waited + 1
             if waited >= schedule.patience:
                 break
-    if score is not None:
-        net.load_state_dict(best)
+    if best is not None:
+        best.put_back()
     net.eval()
     return learned
+
+
+class Best:
+    """The parameters of a network with the least score so far; where it began, until one was asked."""
+
+    def __init__(self, net: nn.Module, score: Callable[[], float]) -> None:
+        self._net, self._score = net, score
+        self._kept, self._least = self._copied(), float("inf")
+
+    def ask(self) -> bool:
+        """Score the network as it is, and return whether it is the best one so far."""
+        now = self._score()
+        if now < self._least:
+            self._kept, self._least = self._copied(), now
+            return True
+        return False
+
+    def put_back(self) -> None:
+        """Give the network the best parameters."""
+        self._net.load_state_dict(self._kept)
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self._net.state_dict().items()}
 
 
 @contextmanager
@@ -107,7 +129,3 @@ def seeded(*what: object) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("neural", *what))
         yield
-
-
-def _copied(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in net.state_dict().items()}
