@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.pitfalls.list_formatting import leaked
 from datasets_registry import load
 from datasets_registry.duplicates import Overlap, nearest_jaccard, overlap, signatures
 from datasets_registry.errors import DataError
@@ -137,6 +138,15 @@ def test_form_that_follows_from_the_attributes_is_content():
     assert report.format.accuracy > 0.99
     assert report.format.known > 0.99
     assert report.refusals == ()
+
+
+def test_a_leak_beside_attributes_is_refused_though_their_length_gives_it_away_too():
+    """A length follows from a text's attributes, so what it has beyond them is form: "['...']" is four longer."""
+    data = leaked(load("electricity@1"))
+    report = probe(data)
+    assert report.format.accuracy > 0.9
+    assert report.format.known < 0.8
+    assert report.format.refuse
 
 
 def test_the_norm_of_an_encoder_must_not_tell():

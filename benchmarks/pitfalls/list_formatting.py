@@ -113,7 +113,7 @@ def _measured(data: PreferenceData, encoder: str, folds: Sequence[int], note: No
     before, after = probe(text_only(data), plain), probe(text_only(copy), table)
     notes = [f"{data.id}: {_verdict('the leaked copy', after)}; {_verdict('the dataset', before)}."]
     if data.items.attributes is not None:
-        beside = _verdict("the leaked copy", probe(copy, table), "length and attributes tell")
+        beside = _verdict("the leaked copy", probe(copy, table), "length or attributes tell")
         notes.append(f"{data.id}: with its attributes beside the texts, {beside}.")
     return _rows(data.id, scores, before, after), notes
 
