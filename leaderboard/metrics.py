@@ -7,7 +7,7 @@ unit, comparisons are averaged first. Label ties are left out of accuracies and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -20,25 +20,35 @@ from leaderboard.statistics import interval, point, widened
 
 ECE_BINS = 15
 GAIN_WORTH_HAVING = 0.01
+# Where a metric can lie, unless anywhere.
+WITHIN: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(["acc_macro", "acc_micro", "harm", "worst10", "aulc"], (0, 1)),
+    **dict.fromkeys(["brier", "brier_t", "ece", "ece_t"], (0, 1)),
+    **dict.fromkeys(["gain", "specificity"], (-1, 1)),
+    **dict.fromkeys(["nll", "nll_t", "regret"], (0, np.inf)),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
     """A metric of every column: `value` [k], NaN where it does not exist, and its bootstrap draws over people.
 
-    draws: [k, draws]; factor: [k], by how much shared prompts widen them about the value.
+    draws: [k, draws]; factor: [k], by how much shared prompts widen them about the value. `within` is where the metric
+    can lie: widened draws may leave it, the interval is cut there.
     """
 
     value: Reals
     draws: Reals | None = None
     factor: Reals | None = None
+    within: tuple[float, float] = (-np.inf, np.inf)
 
     def bounds(self) -> tuple[Reals, Reals]:
         """Return the 95 % interval, NaN where there are no draws."""
         if self.draws is None:
             return np.full(len(self.value), np.nan), np.full(len(self.value), np.nan)
         # Stretching is monotone, so that it may as well be done to two quantiles as to all draws.
-        low, high = (widened(self.value, bound[:, None], self.factor)[:, 0] for bound in interval(self.draws))
+        ends = (widened(self.value, end[:, None], self.factor)[:, 0] for end in interval(self.draws))
+        low, high = (np.clip(end, *self.within) for end in ends)
         return np.where(np.isnan(self.value), np.nan, low), np.where(np.isnan(self.value), np.nan, high)
 
     def widened(self, k: int) -> Reals:
@@ -64,9 +74,8 @@ class Metric:
 
     def __call__(self, panel: Panel) -> Estimate:
         """Return the metric of every column of a panel."""
-        if self.compute:
-            return self.compute(panel)
-        return _averaged(panel, self.name)
+        estimate = self.compute(panel) if self.compute else _averaged(panel, self.name)
+        return replace(estimate, within=WITHIN.get(self.name, estimate.within))
 
 
 def measures(panel: Panel) -> dict[str, list[Reals]]:

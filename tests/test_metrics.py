@@ -277,6 +277,20 @@ def test_the_reference_is_our_own_the_most_recent_and_the_default(world, tmp_pat
     assert backwards.reference.tolist() == [2] * 6
 
 
+def test_an_interval_ends_where_the_metric_does():
+    """Five people answer the same four prompts and all of them miss the same one: prompts widen what people tell."""
+    user, unit = np.repeat(np.arange(5), 4), np.tile(np.arange(4), 5)
+    margins = np.where(unit == 0, -1.0, 1.0)[:, None] * np.ones(2)
+    margins[0] = 1.0
+    panel = panel_of(tiny(user, unit, np.ones(20)), np.arange(20), margins, ["m", "pooled-bt"])
+    estimate = METRICS["acc_macro"](panel)
+    assert estimate.value[0] == pytest.approx(0.8)
+    assert (estimate.widened(0) > 1).mean() > 0.025
+    low, high = estimate.bounds()
+    assert high[0] == 1
+    assert low[0] < 0.8
+
+
 def test_every_metric_is_one_entry_with_a_meaning():
     for name, metric in METRICS.items():
         assert metric.name == name
