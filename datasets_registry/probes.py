@@ -10,8 +10,9 @@ Refused is a dataset where form (or an encoder's norm), added to what is known, 
 people and that over clusters. Known is the length or, where items have them and they tell more, the attributes: a text
 that is rendered from attributes has a form that follows from its content (a sentence about a car is not one about a
 train), which is no leak; a form that tells more than the attributes is one. Length and attributes together are not
-known: a length that the attributes do not explain is form (list brackets around one response, say). Three standard errors is a chance of 1 in 1000 of refusing
-a clean dataset; .05 is more than style gives in the built-in datasets, and a leak gives up to .5.
+known: a length that the attributes do not explain is form (list brackets around one response, say). Three standard
+errors is a chance of 1 in 1000 of refusing a clean dataset; .05 is more than style gives in the built-in datasets, and
+a leak gives up to .5.
 
 Also refused: labels that lean to `first`, choices that can be read off the item's row, and query situations that stand
 verbatim in the training prompts.

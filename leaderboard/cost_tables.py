@@ -36,7 +36,12 @@ COST_COLUMNS = (
     CostColumn("parameters", "trained_params", ",.0f"),
     CostColumn("per person", "params_per_user", ",.0f"),
     CostColumn("state bytes per person", "state_bytes_per_user", ",.0f"),
+    CostColumn("memory MiB", "peak_rss_delta_bytes", ",.0f", 2**-20),
     CostColumn("device MiB", "peak_device_bytes", ",.0f", 2**-20),
+)
+COST_READING = (
+    "Medians over seeds; compare them only within one device class. Seconds are of the processor on a CPU, of the wall "
+    "on a GPU; memory is what a cell's process added to its own at its peak."
 )
 
 
@@ -52,7 +57,7 @@ def cost_section(board: Leaderboard) -> list[str]:
     if not shown:
         return []
     columns, named = cost_columns(shown), several_encoders(shown)
-    out = ["## Costs", "", "Medians over seeds; compare them only within one device class.", ""]
+    out = ["## Costs", "", COST_READING, ""]
     out.append(table_line((*_PLACE, *(column.title for column in columns))))
     out.append(table_line([*("---" for _ in _PLACE), *("---:" for _ in columns)]))
     for c in sorted(shown, key=lambda c: (c.device_class, c.dataset, c.encoder, regime_order(c.regime), c.label)):

@@ -143,7 +143,7 @@ class Margins(FileRef):
 
 
 class Cost(Part):
-    """What it cost, on the device of `environment`.
+    """What it cost, on the device of `environment`; seconds are of the processor on a CPU, of the wall on a GPU.
 
     `comparisons_per_s` is of answering queries; `train_comparisons_per_s` of fitting, every pass over a comparison
     counted, and null for methods that do not tell how many they learned from.

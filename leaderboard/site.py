@@ -7,7 +7,7 @@ import re
 from typing import Any, cast
 
 from datasets_registry.errors import printable
-from leaderboard.cost_tables import cost_columns, several_encoders
+from leaderboard.cost_tables import COST_READING, cost_columns, several_encoders
 from leaderboard.kernel_plots import left_out
 from leaderboard.kernel_summaries import best_rival
 from leaderboard.kernel_tables import (
@@ -81,6 +81,7 @@ def site(board: Leaderboard) -> str:
         failures=failure_lines(failed(board)),
         skipped=[*failure_lines(unable(board)), *skipped_lines(board.skipped)],
         cost_columns=cost_columns(board.costs),
+        cost_reading=COST_READING,
         several=several_encoders(board.costs),
         whisker=whisker,
         slug=slug,
