@@ -21,6 +21,7 @@ from leaderboard.entrant_labels import labeller
 from leaderboard.kernel_summaries import summarised
 from leaderboard.kernels import gather_kernels
 from leaderboard.labels import Labels
+from leaderboard.ledger import badged, ledger_rows, read_ledger
 from leaderboard.panel import count_order, regime_order
 from leaderboard.ranking import Labeller, Scored, headlines, overall, place, score
 from leaderboard.rows import COSTS, CostRow, Failure, Leaderboard, RecordsDigest, Row, Skipped, rounded
@@ -104,6 +105,7 @@ def build_board(
         given = ", ".join(str(f) for f in folders)
         expected = "records/<dataset>/<method>/<key>.json or kernels/*.json"
         raise RequestError(f"there are no records in {given}: expected {expected}")
+    entries = [entry for folder in folders for entry in read_ledger(folder)]
     labelled = labeller((each.entrant, each.record.method.config) for each in gathered.located)
     shown = headlines([e.setting for e in gathered.located])
     scored = Scored()
@@ -119,7 +121,7 @@ def build_board(
         records=RecordsDigest(count=len(gathered.located), sha256=gathered.sha256),
         datasets=[dataset_card(name, labels) for name in names],
         methods=sorted((_plain(m) for m in methods if m.get("name") in entered), key=lambda m: str(m["name"])),
-        rows=sorted(scored.rows, key=row_order),
+        rows=sorted(badged(scored.rows, [e.record for e in gathered.located], entries), key=row_order),
         overall=overall(scored.standings),
         curves=sorted(scored.curves, key=lambda c: (c.dataset, c.encoder, regime_order(c.regime), c.label, str(c))),
         failures=failures(gathered, labelled),
@@ -130,7 +132,7 @@ def build_board(
         kernels=kernels.rows,
         kernel_summaries=summarised(kernels.rows),
         kernel_runs=kernels.runs,
-        ledger=ledger(folders),
+        ledger=ledger_rows(entries),
         costs=costs(gathered, labelled),
     )
     return Board(board)
@@ -212,31 +214,6 @@ def costs(gathered: Gathered, labelled: Labeller) -> list[CostRow]:
             )
         )
     return sorted(out, key=lambda c: (c.dataset, c.encoder, regime_order(c.regime), c.label, c.device_class, str(c)))
-
-
-def ledger(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the lines of `submissions.jsonl`, oldest first; none where there is no such file."""
-    out: list[dict[str, Any]] = []
-    for folder in folders:
-        path = folder / "submissions.jsonl"
-        if path.is_file():
-            try:
-                told = [_strict(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-                if wrong := [each for each in told if not isinstance(each, dict)]:
-                    raise ValueError(f"{str(wrong[0])[:80]} is no object")
-            except (OSError, ValueError, RecursionError) as why:
-                raise DataError(
-                    f"{path.name} is not one JSON object per line: {printable(str(why))}. Restore it: it is append-only"
-                ) from why
-            out += told
-    return out
-
-
-def _strict(text: str) -> Any:
-    """Return the value of a JSON text; raises ValueError for NaN, infinities and text that is no Unicode."""
-    value = json.loads(text)
-    _json(value).encode()
-    return value
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from leaderboard.entrant_labels import labeller
 from leaderboard.labels import Labels, Reals
 from leaderboard.metrics import estimated
 from leaderboard.panel import POOLED, Panel, Setting, regime_order
-from leaderboard.ranking import headlines
+from leaderboard.ranking import Labeller, headlines
 from leaderboard.records import Regime
 from leaderboard.rows import rounded
-from leaderboard.scoring import gather, panels
+from leaderboard.scoring import Gathered, gather, panels
 from leaderboard.statistics import interval, point
 
 
@@ -62,38 +63,71 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
     gathered.located = [
         e for e in gathered.located if labelled(e.entrant) in (first, second) or e.entrant.method == POOLED
     ]
+    out = _differences(gathered, labels, labelled, first, lambda there: [second], told=True)[second]
+    if not out:
+        raise RequestError(f"{first} and {second} have no setting and seeds in common; run both with one suite")
+    return out
+
+
+def against(first: str, results: Path, labels: Labels | None = None) -> dict[str, list[Difference]]:
+    """Return the differences of an entrant (by label) to each other method and control, by label, in one pass.
+
+    Only headline settings, and the mean over them per regime, as `compare` gives them; who has none in common is left
+    out.
+    """
+    labels = labels or Labels()
+    gathered = gather([results], labels)
+    labelled = labeller((e.entrant, e.record.method.config) for e in gathered.located)
     shown = headlines([e.setting for e in gathered.located])
-    out: list[Difference] = []
-    pooled: dict[Regime, list[tuple[float, Reals, int]]] = defaultdict(list)
+    gathered.located = [e for e in gathered.located if e.setting in shown and e.entrant.control is None]
+    found = _differences(gathered, labels, labelled, first, lambda there: [k for k in there if k != first])
+    return {name: rows for name, rows in sorted(found.items()) if rows}
+
+
+def _differences(
+    gathered: Gathered,
+    labels: Labels,
+    labelled: Labeller,
+    first: str,
+    others: Callable[[Iterable[str]], list[str]],
+    *,
+    told: bool = False,
+) -> dict[str, list[Difference]]:
+    """Return the differences of `first` to each of `others` of the columns of a setting, and per regime over all.
+
+    `told`: what is left out is said on stderr.
+    """
+    shown = headlines([e.setting for e in gathered.located])
+    out: dict[str, list[Difference]] = defaultdict(list)
+    means: dict[tuple[str, Regime], list[tuple[float, Reals, int]]] = defaultdict(list)
     for panel in panels(gathered, labels):
         own, drawn, influence = point(panel.own), panel.draws["own"], panel.influence("own")
         at: dict[Setting, dict[str, int]] = defaultdict(dict)
         for k, column in enumerate(panel.columns):
             at[column.setting][labelled(column.entrant)] = k
         for setting, columns in at.items():
-            if not {first, second} & set(columns):
-                continue
-            if why := _incomparable(panel, columns, first, second):
-                print(f"hetpref compare: left out {_title(setting)}: {why}", file=sys.stderr)
-                continue
-            a, b = columns[first], columns[second]
-            if imputed := int(panel.imputed[:, [a, b]].sum()):
-                said = f"{imputed} cells failed, were skipped or are damaged and count as pooled Bradley-Terry"
-                print(f"hetpref compare: {_title(setting)}: {said}", file=sys.stderr)
-            apart = own[[a]] - own[[b]], drawn[[a]] - drawn[[b]], influence[:, [a]] - influence[:, [b]]
-            difference = estimated(panel, *apart)
-            value, draws = float(difference.value[0]), difference.widened(0)
-            seeds = int(panel.given[:, a].sum())
-            out.append(_difference(setting, setting.regime, value, draws, seeds))
-            if setting in shown:
-                pooled[setting.regime].append((value, draws, seeds))
-    if not out:
-        raise RequestError(f"{first} and {second} have no setting and seeds in common; run both with one suite")
-    for regime, told in sorted(pooled.items(), key=lambda each: regime_order(each[0])):
-        mean = np.mean([d for _, d, _ in told], axis=0)
-        value = float(np.mean([v for v, _, _ in told]))
-        least = min(s for _, _, s in told)
-        out.append(_difference(None, regime, value, mean, least))
+            for second in others(columns):
+                if not {first, second} & set(columns):
+                    continue
+                if why := _incomparable(panel, columns, first, second):
+                    if told:
+                        print(f"hetpref compare: left out {_title(setting)}: {why}", file=sys.stderr)
+                    continue
+                a, b = columns[first], columns[second]
+                if told and (imputed := int(panel.imputed[:, [a, b]].sum())):
+                    said = f"{imputed} cells failed, were skipped or are damaged and count as pooled Bradley-Terry"
+                    print(f"hetpref compare: {_title(setting)}: {said}", file=sys.stderr)
+                apart = own[[a]] - own[[b]], drawn[[a]] - drawn[[b]], influence[:, [a]] - influence[:, [b]]
+                difference = estimated(panel, *apart)
+                value, draws = float(difference.value[0]), difference.widened(0)
+                seeds = int(panel.given[:, a].sum())
+                out[second].append(_difference(setting, setting.regime, value, draws, seeds))
+                if setting in shown:
+                    means[second, setting.regime].append((value, draws, seeds))
+    for (second, regime), each in sorted(means.items(), key=lambda item: regime_order(item[0][1])):
+        mean = np.mean([d for _, d, _ in each], axis=0)
+        value = float(np.mean([v for v, _, _ in each]))
+        out[second].append(_difference(None, regime, value, mean, min(s for _, _, s in each)))
     return out
 
 

@@ -193,6 +193,7 @@ def notes(row: Row) -> str:
     told += [f"imputed {row.imputed:.0%}"] if row.imputed else []
     told += [f"failed {row.failed}"] if row.failed else []
     told += [f"skipped {row.skipped}"] if row.skipped else []
+    told += [f"{row.attempts} attempts"] if row.attempts > 1 else []
     return ", ".join(told)
 
 

@@ -212,6 +212,13 @@ class RunRecord(Part):
         return *entrant, *setting, self.seed
 
     @property
+    def files(self) -> list[str]:
+        """Return the paths of its margins files, of queries and of validation; none for a record without margins."""
+        if self.margins is None:
+            return []
+        return [self.margins.path, *([self.margins.validation.path] if self.margins.validation else [])]
+
+    @property
     def preference(self) -> tuple[bool, bool, str, str]:
         """Return the key by which one of several records of a cell is chosen; the least wins.
 

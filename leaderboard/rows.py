@@ -107,7 +107,8 @@ class Row(Place):
     `imputed` is the share of seeds that took the margins of pooled Bradley-Terry; `people` the 5, 25, 50, 75 and 95 %
     points of the accuracy of persons; `records` the first 16 characters of the keys of the records it came from.
     `skipped` counts the seeds that the method was unable to be measured in, which are imputed too; `transductive` tells
-    that it needs support on prompts that seen people compared. These two stand in the file where there is such a thing.
+    that it needs support on prompts that seen people compared; `attempts` counts the submissions of the entrant. These
+    three stand in the file where there is such a thing.
     """
 
     level: Literal["feature", "backbone", "prompt"]
@@ -140,13 +141,15 @@ class Row(Place):
     failed: int
     skipped: int = 0
     transductive: bool = False
+    attempts: int = 0
     headline: bool
     records: list[str]
 
     @model_serializer(mode="wrap")
     def _what_is_so(self, every: SerializerFunctionWrapHandler) -> dict[str, Any]:
         told: dict[str, Any] = every(self)
-        return {name: value for name, value in told.items() if value or name not in ("skipped", "transductive")}
+        rare = ("skipped", "transductive", "attempts")
+        return {name: value for name, value in told.items() if value or name not in rare}
 
 
 class CurvePoint(Shape):

@@ -83,7 +83,7 @@ def bundle(method: str, results: Path, out: Path) -> Path:
     records = _that_count((p, read_record(p)) for p in source.record_files() if p.parent.name == method)
     names: list[str] = []
     for path, record in records:
-        names += [path.relative_to(results).as_posix(), *_files_of(record)]
+        names += [path.relative_to(results).as_posix(), *record.files]
     contents = {name: _content(results, name) for name in sorted(set(names))}
     if out.exists():
         shutil.rmtree(out)
@@ -139,10 +139,3 @@ def _check_replaceable(out: Path, results: Path, method: str) -> None:
     if foreign := sorted(there - named - {MANIFEST}):
         listed = ", ".join(foreign[:5])
         raise RequestError(f"{out} holds files that no submission wrote: {listed}. Move them, or {other}")
-
-
-def _files_of(record: RunRecord) -> list[str]:
-    if record.margins is None:
-        return []
-    validation = [record.margins.validation.path] if record.margins.validation else []
-    return [record.margins.path, *validation]
