@@ -15,6 +15,7 @@ import typer
 from benchmarks.export import app as export_app
 from benchmarks.options import JsonFlag, Names, Out, split_names
 from benchmarks.printing import plain, print_json, print_table
+from benchmarks.submission_commands import COMMANDS
 from benchmarks.tune_command import tune
 from datasets_registry.errors import HetprefError, RequestError
 
@@ -29,6 +30,25 @@ app = typer.Typer(
 )
 app.add_typer(export_app, name="export")
 app.command()(tune)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        from datasets_registry.protocol import PROTOCOL
+
+        print(f"hetpref {version('hetpref')}, protocol {PROTOCOL}")
+        raise typer.Exit
+
+
+@app.callback()
+def whole(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print version and protocol.")
+    ] = False,
+) -> None:
+    """Benchmark suite and leaderboard for reward models learned from heterogeneous preferences."""
 
 
 @app.command()
@@ -270,62 +290,8 @@ def new(
         print(path)
 
 
-@app.command()
-def verify(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Records, bundles or results folders.")],
-    as_json: JsonFlag = False,
-) -> None:
-    """Print every reason why records or a submission are refused.
-
-    Example: hetpref verify results/quick
-    """
-    from leaderboard.verify import verify as verified
-
-    refused = {str(path): [plain(r) for r in verified(path)] for path in paths}
-    if as_json:
-        print_json(refused)
-    for path, reasons in refused.items():
-        if not as_json:
-            verdict = f"refused, reasons: {len(reasons)}" if reasons else "accepted"
-            print(f"{path}: {verdict}")
-            for reason in reasons:
-                print("  " + ", ".join(f"{k}: {v}" for k, v in reason.items()))
-    if any(refused.values()):
-        raise typer.Exit(1)
-
-
-@app.command()
-def submit(
-    method: Annotated[str, typer.Argument(metavar="METHOD")],
-    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="The results folder it is in.")],
-    out: Out = None,
-) -> None:
-    """Bundle a method's records, verify the bundle, and show where it would rank.
-
-    Example: hetpref submit my-method --results results/quick
-    """
-    from leaderboard.submission import submit as submitted
-
-    report = submitted(method, results, out or Path("submissions") / method)
-    print(report.text)
-    if report.refusals:
-        raise typer.Exit(1)
-
-
-@app.command()
-def publish(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with leaderboard.json.")],
-    to: Annotated[str, typer.Option("--to", metavar="TARGET", help="A folder, or hf://datasets/OWNER/NAME.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
-) -> None:
-    """Publish a leaderboard: JSON, its schema, checksums and the page.
-
-    Example: hetpref publish results/quick --to public
-    """
-    from leaderboard.publish import publish as published
-
-    for line in published(folder, to, dry_run=dry_run):
-        print(line)
+for command in COMMANDS:
+    app.command()(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,9 +44,14 @@ class GainAgreement(Part):
     error: float
 
     @property
+    def least(self) -> float:
+        """Return the least gain that chance allows where the submitted one is true."""
+        return self.submitted - max(STANDARD_ERRORS * self.error, ACCURACY)
+
+    @property
     def agrees(self) -> bool:
-        """Return whether the found gain is not below the submitted one by more than chance allows."""
-        return self.found >= self.submitted - max(STANDARD_ERRORS * self.error, ACCURACY)
+        """Return whether the found gain is not less than chance allows; more is no fault."""
+        return self.found >= self.least
 
     @classmethod
     def of(cls, submitted: Interval, found: Interval) -> GainAgreement | None:

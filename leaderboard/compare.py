@@ -22,10 +22,12 @@ from leaderboard.rows import rounded
 from leaderboard.scoring import Gathered, gather, panels
 from leaderboard.statistics import interval, point
 
+OVERALL = "overall"
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Accuracy of the first minus that of the second, with its 95 % interval; `dataset` is "overall" for the mean."""
+    """Accuracy of the first minus that of the second, with its 95 % interval; `dataset` is OVERALL for the mean."""
 
     dataset: str
     encoder: str | None
@@ -152,7 +154,7 @@ def _difference(
 ) -> Difference:
     low, high = interval(draws[None])
     return Difference(
-        dataset=setting.dataset if setting else "overall",
+        dataset=setting.dataset if setting else OVERALL,
         encoder=setting.encoder if setting else None,
         regime=regime,
         n_train=setting.n_train if setting else None,

@@ -71,7 +71,6 @@ class Verified(Line):
     record: Sha256
     reviewer: Text
     salt: Text
-    commit: Text | None
     rerun: MarginAgreement
     salted: GainAgreement
 

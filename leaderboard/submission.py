@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, RequestError, unknown
 from datasets_registry.protocol import PROTOCOL
 from leaderboard.board import build_board
+from leaderboard.compare import OVERALL, Difference, against
 from leaderboard.labels import Labels
 from leaderboard.records import RunRecord
 from leaderboard.rows import Row
@@ -23,47 +24,70 @@ from leaderboard.verify import MANIFEST, Refusal, verify
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A bundle, the reasons why it would be refused, and its headline rows on the board of the results it came from."""
+    """A bundle, the reasons why it would be refused, and where it would stand on the board of the results it came from.
+
+    `differences` gives by the label of another entrant the paired differences to it; `pull_request` is where its text
+    was written.
+    """
 
     folder: Path
     refusals: list[Refusal]
     rows: list[Row]
+    differences: dict[str, list[Difference]]
+    pull_request: Path
 
     @property
     def text(self) -> str:
         """Return the report for a person."""
         from leaderboard.markdown import bracketed
+        from leaderboard.pull_request import budget_of, difference_of, standing_of
 
         out = [f"bundled into {self.folder}"]
         for row in self.rows:
-            place = (
-                f"tier {row.tier}, rank {row.rank.value} [{row.rank.low}–{row.rank.high}]" if row.rank else "not ranked"
-            )
-            budget = f"n_train {row.n_train}" + (f", n_support {row.n_support}" if row.n_support is not None else "")
             flag = f" ({row.badge})" if row.badge == "reported" else ""
             named = "" if row.label == row.method else f"{row.label}: "
             out.append(
-                f"{named}{row.dataset}, {row.regime}, {budget}: {place}{flag}, accuracy {bracketed(row.acc_macro)}, "
-                f"gain {bracketed(row.gain, '+.3f')}"
+                f"{named}{row.dataset}, {row.regime}, {budget_of(row)}: {standing_of(row)}{flag}, accuracy "
+                f"{bracketed(row.acc_macro)}, gain {bracketed(row.gain, '+.3f')}"
             )
+        for other, found in self.differences.items():
+            told = ", ".join(f"{each.regime} {difference_of(each)}" for each in found if each.dataset == OVERALL)
+            out.append(f"against {other}: {told}")
+        if self.differences:
+            out.append("(accuracy, paired, mean over datasets; *: the 95 % interval excludes 0)")
         if self.refusals:
             n = len(self.refusals)
             out.append(f"it would be refused for {n} reason{'s' if n > 1 else ''}:")
             out += [f"  {r.file}: {r.field}: found {r.found}; required {r.required}" for r in self.refusals]
         else:
             out.append("verified: it would be accepted as it is")
+        out.append(f"the text of a pull request is in {self.pull_request}")
         return "\n".join(out)
 
 
-def submit(method: str, results: Path, out: Path, labels: Labels | None = None) -> Submission:
-    """Bundle a method's records from a results folder, verify the bundle and preview its rows.
+def submit(
+    method: str, results: Path, out: Path, labels: Labels | None = None, card: Mapping[str, Any] | None = None
+) -> Submission:
+    """Bundle a method's records from a results folder, verify the bundle, preview its rows and what it beats.
 
-    Raises RequestError when the method has no records there, or when `out` holds anything but a bundle of the method.
+    `card` is the method's from its registry, for the text of a pull request, which is written beside the bundle. Raises
+    RequestError when the method has no records there, or when `out` holds anything but a bundle of the method.
     """
+    from leaderboard.pull_request import pull_request
+
     labels = labels or Labels()
     folder = bundle(method, results, out)
     rows = [r for r in build_board([results], labels=labels).leaderboard.rows if r.method == method and r.headline]
-    return Submission(folder, verify(folder, labels), [r for r in rows if r.control is None])
+    rows = [r for r in rows if r.control is None]
+    differences: dict[str, list[Difference]] = {}
+    for label in sorted({r.label for r in rows}):
+        for other, found in against(label, results, labels).items():
+            differences[other if label == method else f"{other} ({label})"] = found
+    refusals = verify(folder, labels)
+    text = out.parent / f"{out.name}.md"
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    write_atomically(text, pull_request(manifest, card or {}, rows, differences, refusals).encode())
+    return Submission(folder, refusals, rows, differences, text)
 
 
 def bundle(method: str, results: Path, out: Path) -> Path:
