@@ -94,5 +94,5 @@ def test_a_link_is_not_followed(bench, tmp_path):
 
 def test_a_single_reason_is_one_reason(tmp_path):
     one = Refusal("a.json", "seed", "9", "less")
-    assert "for 1 reason:" in Submission(tmp_path, [one], []).text
-    assert "for 2 reasons:" in Submission(tmp_path, [one, one], []).text
+    assert "for 1 reason:" in Submission(tmp_path, [one], [], {}, tmp_path).text
+    assert "for 2 reasons:" in Submission(tmp_path, [one, one], [], {}, tmp_path).text
