@@ -21,7 +21,7 @@ from leaderboard.entrant_labels import labeller
 from leaderboard.kernel_summaries import summarised
 from leaderboard.kernels import gather_kernels
 from leaderboard.labels import Labels
-from leaderboard.ledger import badged, ledger_rows, read_ledger
+from leaderboard.ledger import LEDGER, Submitted, Verified, badged, ledger_rows, read_ledger
 from leaderboard.panel import count_order, regime_order
 from leaderboard.ranking import Labeller, Scored, headlines, overall, place, score
 from leaderboard.rows import COSTS, CostRow, Failure, Leaderboard, RecordsDigest, Row, Skipped, rounded
@@ -32,9 +32,10 @@ SITE_EXTRA = 'pip install "hetpref[site]"'
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A leaderboard and how it is written."""
+    """A leaderboard and how it is written; `ledger` is the file of submissions that it was built with, if any."""
 
     leaderboard: Leaderboard
+    ledger: bytes | None = None
 
     def to_json(self) -> str:
         """Return `leaderboard.json`: stable order, fixed float format, no clock."""
@@ -64,6 +65,8 @@ class Board:
             write_atomically(out / "kernels.csv", kernels_csv(self.leaderboard).encode())
         else:
             (out / "kernels.csv").unlink(missing_ok=True)
+        if self.ledger is not None:
+            write_atomically(out / LEDGER, self.ledger)
         if not pages:
             return []
         if importlib.util.find_spec("vl_convert") is None:
@@ -105,7 +108,7 @@ def build_board(
         given = ", ".join(str(f) for f in folders)
         expected = "records/<dataset>/<method>/<key>.json or kernels/*.json"
         raise RequestError(f"there are no records in {given}: expected {expected}")
-    entries = [entry for folder in folders for entry in read_ledger(folder)]
+    entries, ledger = _ledger(folders)
     labelled = labeller((each.entrant, each.record.method.config) for each in gathered.located)
     shown = headlines([e.setting for e in gathered.located])
     scored = Scored()
@@ -135,7 +138,16 @@ def build_board(
         ledger=ledger_rows(entries),
         costs=costs(gathered, labelled),
     )
-    return Board(board)
+    return Board(board, ledger)
+
+
+def _ledger(folders: Sequence[Path]) -> tuple[list[Submitted | Verified], bytes | None]:
+    """Return the ledger of the folders and its file; raises RequestError where several have one."""
+    having = sorted({f.resolve() for f in folders if (f / LEDGER).exists()})
+    if len(having) > 1:
+        told = ", ".join(str(f) for f in having)
+        raise RequestError(f"{told} have a ledger each, and two chains are not one; build a board from one of them")
+    return (read_ledger(having[0]), (having[0] / LEDGER).read_bytes()) if having else ([], None)
 
 
 def read_board(path: Path) -> Leaderboard:

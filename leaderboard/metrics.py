@@ -16,45 +16,13 @@ from scipy.special import expit  # pyright: ignore[reportMissingTypeStubs]
 from datasets_registry.errors import HetprefError
 from leaderboard.labels import Reals
 from leaderboard.panel import Block, Panel, count_order
-from leaderboard.statistics import interval, point, widened
+from leaderboard.statistics import Estimate, point
 
 ECE_BINS = 15
 GAIN_WORTH_HAVING = 0.01
-# Where a metric can lie, unless anywhere.
-WITHIN: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(["acc_macro", "acc_micro", "harm", "worst10", "aulc"], (0, 1)),
-    **dict.fromkeys(["brier", "brier_t", "ece", "ece_t"], (0, 1)),
-    **dict.fromkeys(["gain", "specificity"], (-1, 1)),
-    **dict.fromkeys(["nll", "nll_t", "regret"], (0, np.inf)),
-}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Estimate:
-    """A metric of every column: `value` [k], NaN where it does not exist, and its bootstrap draws over people.
-
-    draws: [k, draws]; factor: [k], by how much shared prompts widen them about the value. `within` is where the metric
-    can lie: widened draws may leave it, the interval is cut there.
-    """
-
-    value: Reals
-    draws: Reals | None = None
-    factor: Reals | None = None
-    within: tuple[float, float] = (-np.inf, np.inf)
-
-    def bounds(self) -> tuple[Reals, Reals]:
-        """Return the 95 % interval, NaN where there are no draws."""
-        if self.draws is None:
-            return np.full(len(self.value), np.nan), np.full(len(self.value), np.nan)
-        # Stretching is monotone, so that it may as well be done to two quantiles as to all draws.
-        ends = (widened(self.value, end[:, None], self.factor)[:, 0] for end in interval(self.draws))
-        low, high = (np.clip(end, *self.within) for end in ends)
-        return np.where(np.isnan(self.value), np.nan, low), np.where(np.isnan(self.value), np.nan, high)
-
-    def widened(self, k: int) -> Reals:
-        """Return the draws of column k, [draws], as its interval is made of them."""
-        assert self.draws is not None
-        return widened(self.value[[k]], self.draws[[k]], None if self.factor is None else self.factor[[k]])[0]
+_LOSSES = ("nll", "nll_t", "regret")
+_DIFFERENCES = ("gain", "specificity")
+_SHARES = ("acc_macro", "acc_micro", "harm", "worst10", "aulc", "brier", "brier_t", "ece", "ece_t")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +43,8 @@ class Metric:
     def __call__(self, panel: Panel) -> Estimate:
         """Return the metric of every column of a panel."""
         estimate = self.compute(panel) if self.compute else _averaged(panel, self.name)
-        return replace(estimate, within=WITHIN.get(self.name, estimate.within))
+        least = 0 if self.name in _SHARES + _LOSSES else -1 if self.name in _DIFFERENCES else -np.inf
+        return replace(estimate, within=(least, 1 if self.name in _SHARES + _DIFFERENCES else np.inf))
 
 
 def measures(panel: Panel) -> dict[str, list[Reals]]:

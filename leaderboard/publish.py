@@ -1,4 +1,4 @@
-"""Publishing a board: the JSON, its schema, checksums, figures and the page, to a folder or a hub dataset."""
+"""Publishing a board: JSON, its schema, checksums, the ledger, figures and the page, to a folder or a hub dataset."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, RequestError
 from leaderboard.board import read_board
+from leaderboard.ledger import LEDGER, read_ledger
 from leaderboard.plots import FIGURE_FILE
 
 SUMS = "SHA256SUMS"
 HUB = "hf://datasets/"
-_SINGLE = ("leaderboard.json", "leaderboard.md", "leaderboard.csv", "kernels.csv", "site/index.html")
+_SINGLE = ("leaderboard.json", "leaderboard.md", "leaderboard.csv", "kernels.csv", LEDGER, "site/index.html")
 
 
 def publish(folder: Path, to: str, *, dry_run: bool = False) -> list[str]:
@@ -41,6 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     if not (folder / "leaderboard.json").is_file():
         raise RequestError(f"{folder} has no leaderboard.json. Make one: hetpref leaderboard {folder}")
     read_board(folder)
+    read_ledger(folder)  # a chain that is broken is not published
     out = {name: (folder / name).read_bytes() for name in _SINGLE if (folder / name).is_file()}
     for path in sorted((folder / "plots").glob("*")):
         if FIGURE_FILE.fullmatch(path.name) and path.is_file():

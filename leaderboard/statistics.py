@@ -250,6 +250,34 @@ def interval(draws: Reals, level: float = LEVEL) -> tuple[Reals, Reals]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Estimate:
+    """A metric of every column: `value` [k], NaN where it does not exist, and its bootstrap draws over people.
+
+    draws: [k, draws]; factor: [k], by how much shared prompts widen them about the value. `within` is where the metric
+    can lie: widened draws may leave it, the interval is cut there.
+    """
+
+    value: Reals
+    draws: Reals | None = None
+    factor: Reals | None = None
+    within: tuple[float, float] = (-np.inf, np.inf)
+
+    def bounds(self) -> tuple[Reals, Reals]:
+        """Return the 95 % interval, NaN where there are no draws."""
+        if self.draws is None:
+            return np.full(len(self.value), np.nan), np.full(len(self.value), np.nan)
+        # Stretching is monotone, so that it may as well be done to two quantiles as to all draws.
+        ends = (widened(self.value, end[:, None], self.factor)[:, 0] for end in interval(self.draws))
+        low, high = (np.clip(end, *self.within) for end in ends)
+        return np.where(np.isnan(self.value), np.nan, low), np.where(np.isnan(self.value), np.nan, high)
+
+    def widened(self, k: int) -> Reals:
+        """Return the draws of column k, [draws], as its interval is made of them."""
+        assert self.draws is not None
+        return widened(self.value[[k]], self.draws[[k]], None if self.factor is None else self.factor[[k]])[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Pairwise:
     """All pairs (i, j) of a group: difference, its standard error and the p-value after Holm, each [k, k]."""
 

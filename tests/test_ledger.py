@@ -11,6 +11,7 @@ from datasets_registry.errors import DataError, RequestError
 from leaderboard.acceptance import accept
 from leaderboard.board import build_board
 from leaderboard.ledger import LEDGER, read_ledger
+from leaderboard.publish import publish
 from leaderboard.store import ResultsFolder
 from leaderboard.submission import bundle, submit
 
@@ -158,6 +159,20 @@ def test_a_folder_is_not_accepted_into_itself(author, tmp_path):
         accept(made, made)
     with pytest.raises(RequestError, match="is no submission"):
         accept(author, tmp_path / "other")
+
+
+def test_a_board_and_what_is_published_have_the_ledger(author, keeper, tmp_path):
+    handed_in(author, keeper, tmp_path)
+    build_board([keeper]).write(tmp_path / "board", pages=False)
+    publish(tmp_path / "board", str(tmp_path / "public"))
+    assert read_ledger(tmp_path / "public") == read_ledger(keeper)
+    with (tmp_path / "board" / LEDGER).open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(DataError, match="line 2"):
+        publish(tmp_path / "board", str(tmp_path / "public"))
+    shutil.copytree(keeper, tmp_path / "other")
+    with pytest.raises(RequestError, match="have a ledger each"):
+        build_board([keeper, tmp_path / "other"])
 
 
 def test_the_command_line_tells_what_happened(author, keeper, tmp_path, capsys):
