@@ -144,7 +144,10 @@ def run(
     memory_limit: Annotated[int | None, typer.Option(min=64, help="Megabytes a cell may add.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cells, and their memory.")] = False,
     pages: Annotated[bool, typer.Option(help="Draw plots and the page, too.")] = True,
-    kernels: Annotated[bool, typer.Option(help="End with the kernel benchmark, if the suite has it.")] = True,
+    kernels: Annotated[
+        bool | None,
+        typer.Option(help="End with the kernel benchmark, if the suite has it; by default where it is run whole."),
+    ] = None,
     record: Annotated[bool, typer.Option("--record", help="Renew an experiment's page and its JSON in docs.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -179,7 +182,9 @@ def run(
     try:
         summary = run_suite(wanted, folder, options, progress)
         progress.close()
-        right = not (kernels and summary.planned) or measure_kernels(wanted, folder, fresh, progress.note)
+        # Whoever asks for some methods or datasets has not asked for kernels.
+        whole = not (methods or datasets) if kernels is None else kernels
+        right = not (whole and summary.planned) or measure_kernels(wanted, folder, fresh, progress.note)
     except KeyboardInterrupt:
         progress.note("stopped. Finished cells are kept; the same command goes on from here")
         raise typer.Exit(130) from None
