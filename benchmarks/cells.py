@@ -225,7 +225,7 @@ def split_of(ready: Prepared, repetition: Repetition) -> Split:
 def method_entries(suite: Suite, chosen: list[str] | None) -> tuple[list[MethodEntry], dict[str, str]]:
     """Return the methods to run and, for those that cannot be loaded, why; a wrong name raises RequestError."""
     from datasets_registry.errors import MethodError
-    from methods.registry import create, find, origin
+    from methods.registry import create, origin
 
     known = {m.name for m in suite.methods}
     plans = [m for m in suite.methods if chosen is None or m.name in chosen]
@@ -234,9 +234,19 @@ def method_entries(suite: Suite, chosen: list[str] | None) -> tuple[list[MethodE
     failed: dict[str, str] = {}
     for plan in plans:
         try:
-            config = create(plan.name, **plan.config).config
-            cls = find(plan.name)
-            entries.append(MethodEntry(cls, config, *origin(plan.name), source_sha256(cls)))
+            method = create(plan.name, **plan.config)
+            code = source_sha256(type(method), _reads(method))
+            entries.append(MethodEntry(type(method), method.config, *origin(plan.name), code))
         except MethodError as why:
             failed[plan.name] = str(why)
     return entries, failed
+
+
+def _reads(method: Method) -> tuple[str, ...]:
+    """Return what a method says that it reads; raises MethodError where it cannot say."""
+    from datasets_registry.errors import MethodError
+
+    try:
+        return tuple(str(path) for path in method.reads)
+    except Exception as why:
+        raise MethodError(f"{method.spec.name} cannot say what it reads: {type(why).__name__}: {why}") from why

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,13 +21,18 @@ _ROOM_FILES = (".py", ".cpp", ".h", ".json")
 _OF_THE_RUNNER = ("cells", "cell_process", "choice_sets", "payloads")
 
 
-def source_sha256(cls: type[Method]) -> str:
+def source_sha256(cls: type[Method], reads: Sequence[str] = ()) -> str:
     """Return the sha256 of a method's own modules and of everything that all methods share.
 
     Own modules are the class's and, within the catalogue or the plug-in's package, those that they import, and
     the kernels or the backbone where one of these imports them: editing one method does not run the others again.
+    `reads` are files and folders that it was told to read (`Method.reads`), whose content is in the digest, too.
     """
-    return files_sha256(((p.name, p) for p in sorted(_own_files(cls.__module__))), start=_shared().encode())
+    own = files_sha256(((p.name, p) for p in sorted(_own_files(cls.__module__))), start=_shared().encode())
+    for path in map(Path, reads):
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path][: path.is_file()]
+        own = files_sha256(((p.relative_to(path).as_posix(), p) for p in inside), start=own.encode())
+    return own
 
 
 def files_sha256(named: Iterable[tuple[str, Path]], *, start: bytes = b"") -> str:

@@ -252,6 +252,11 @@ class Method(ABC):
         """Return how many texts of the items the method cut to what its model reads; what an encoder cut is not its."""
         return 0
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Return files and folders that `fit` reads besides its World; where it changes, a cell is run again."""
+        return ()
+
     def memory_estimate(self, encoder: str, n_users: int) -> Mapping[str, int] | None:
         """Return the bytes that a fit on `n_users` people will take on its device, by part; None if it is not told."""
         return None

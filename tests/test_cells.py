@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import code_digest
-from benchmarks.cells import Grids, MethodEntry, Task, fits, plan_cells
+from benchmarks.cells import Grids, MethodEntry, Task, fits, method_entries, plan_cells
 from benchmarks.code_digest import source_sha256
 from benchmarks.payloads import build_payload
 from benchmarks.runner import Options, Summary, planned_cells, prepare
@@ -57,6 +57,22 @@ def test_what_all_methods_share_is_in_the_digest(monkeypatch):
     assert source_sha256(find("pooled-bt")) != before
     shared = {"bradley_terry.py", "linear_factors.py", "interface.py"}
     assert shared <= {p.name for p in Path(code_digest._ROOT, "methods").glob("*.py")}
+
+
+def test_what_a_method_reads_is_in_the_digest(tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    plans = (MethodPlan("lora-global", {"start": str(adapter)}), MethodPlan("pooled-bt", {}))
+    suite = Suite("reads", "", (), plans, 1, 60, 512)
+    seen = []
+    for content in (b"one", b"other", b"one"):
+        (adapter / "adapter_model.safetensors").write_bytes(content)
+        entries, failed = method_entries(suite, None)
+        assert not failed
+        seen.append([e.source_sha256 for e in entries])
+    assert seen[0] == seen[2]
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] == seen[1][1]
 
 
 def test_truth_is_for_simulated_data_only():

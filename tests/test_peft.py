@@ -288,8 +288,21 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(MethodError, match="is not finite; train with a lower lr"):
         write_adapter(method, UserState({"factors": row * np.nan}), tmp_path / "new", user="1")
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(RequestError, match="holds files that are no adapter's"):
+    with pytest.raises(RequestError, match="holds files that hetpref did not export"):
         write_adapter(method, UserState({"factors": row}), tmp_path, user="1")
     with pytest.raises(RequestError, match="is a file"):
         write_adapter(method, UserState({"factors": row}), tmp_path / "mine.txt", user="1")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_export_writes_over_its_own_and_over_no_adapter_of_others(tmp_path):
+    method = fitted("p-share-lora", "tiny-bert@1", epochs=0)
+    for user in ("1", "2"):
+        write_adapter(method, state_of(method), tmp_path / "ours", user=user)
+    theirs = tmp_path / "theirs"
+    shutil.copytree(tmp_path / "ours", theirs)
+    (theirs / "README.md").write_text("weeks of training")
+    before = {p.name: p.read_bytes() for p in theirs.iterdir()}
+    with pytest.raises(RequestError, match="did not export"):
+        write_adapter(method, state_of(method), theirs, user="1")
+    assert {p.name: p.read_bytes() for p in theirs.iterdir()} == before

@@ -166,6 +166,11 @@ class BackboneMethod(Method):
         """Return how many texts of the items were cut to the model's limit, or to `max_tokens`."""
         return self.ready()[0].tokens.truncated
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Return the adapter to begin from, if there is one."""
+        return () if self.start is None else (self.start,)
+
     def memory_estimate(self, encoder: str, n_users: int) -> Mapping[str, int] | None:
         """Return the bytes of weights, adapters, their gradients and moments, and activations."""
         from methods.backbone.memory import estimate

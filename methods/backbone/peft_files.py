@@ -23,7 +23,7 @@ from datasets_registry.errors import MethodError, RequestError
 from datasets_registry.text_models import TextModel
 from methods.backbone.adapted_linear import linear_widths
 from methods.backbone.layout import HEAD, LayerShape, Layout, sizes, unpacked
-from methods.backbone.peft_readme import Base, readme
+from methods.backbone.peft_readme import OURS, Base, readme
 from methods.backbone.reward_model import RewardModel
 from methods.interface import UserState
 
@@ -210,9 +210,11 @@ def _packed(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def must_be_free(folder: Path) -> None:
-    """Raise RequestError for a folder that an adapter cannot be written to: it holds something else."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise RequestError(f"{folder} holds files that are no adapter's; give an empty or new folder")
+    """Raise RequestError for a folder that an adapter cannot be written to: it holds something else than our own."""
+    if folder.is_dir() and any(folder.iterdir()):
+        told = folder / "README.md"
+        if not (folder / CONFIG).is_file() or not told.is_file() or OURS not in told.read_text("utf-8", "replace"):
+            raise RequestError(f"{folder} holds files that hetpref did not export; give an empty or new folder")
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is a file; give an empty or new folder")
 

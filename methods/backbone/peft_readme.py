@@ -40,6 +40,10 @@ class Base:
         return cls(name, revision, text.pooling, text.max_tokens, token.truncation_side, token.pad_token, dtype)
 
 
+# By this an export knows a folder that it may write over.
+OURS = "Exported by hetpref."
+
+
 def readme(base: Base, method: str, dataset: str, user: str, task: str, prefix: str) -> str:
     """Return the text; its one block of Python defines `rewards(texts)`, [n] for n texts, and is run by a test."""
     about = ["library_name: peft", *([f"base_model: {base.name}"] if base.revision else [])]
@@ -57,7 +61,7 @@ def readme(base: Base, method: str, dataset: str, user: str, task: str, prefix: 
             f"A reward model as a LoRA adapter of `{base.name}`. The differences of two texts' rewards are logits: "
             f"sigmoid(r(a) - r(b)) is the probability that this person prefers a to b.{exact}",
             "",
-            f"It needs {needs}. A text is the prompt, a line break and the response, or the response alone where there "
+            f"{OURS} It needs {needs}. A text is the prompt, a line break and the response, or the response alone where there "
             "is no prompt.",
             "",
             "```python",
