@@ -61,8 +61,8 @@ def readme(base: Base, method: str, dataset: str, user: str, task: str, prefix: 
             f"A reward model as a LoRA adapter of `{base.name}`. The differences of two texts' rewards are logits: "
             f"sigmoid(r(a) - r(b)) is the probability that this person prefers a to b.{exact}",
             "",
-            f"{OURS} It needs {needs}. A text is the prompt, a line break and the response, or the response alone where "
-            "there is no prompt.",
+            f"{OURS} It needs {needs}. A text is the prompt, a line break and the response, or the response alone "
+            "where there is no prompt.",
             "",
             "```python",
             *_code(base, task, prefix),
