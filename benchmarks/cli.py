@@ -17,7 +17,7 @@ from benchmarks.options import JsonFlag, Names, Out, split_names
 from benchmarks.printing import plain, print_json, print_table
 from benchmarks.submission_commands import COMMANDS
 from benchmarks.tune_command import tune
-from datasets_registry.errors import HetprefError, RequestError
+from datasets_registry.errors import HetprefError, RequestError, unknown
 
 app = typer.Typer(
     name="hetpref",
@@ -209,19 +209,22 @@ def run(
 def leaderboard(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Results folders.")],
     out: Out = None,
-    readme: Annotated[Path | None, typer.Option(help="Also renew the results block of this Markdown file.")] = None,
+    readme: Annotated[Path | None, typer.Option(help="Also renew the results of this Markdown file.")] = None,
+    block: Annotated[str, typer.Option(help="What to renew there: all, results or kernels.")] = "all",
     as_json: JsonFlag = False,
 ) -> None:
     """Build leaderboard.json, leaderboard.md and the page from results folders.
 
     Example: hetpref leaderboard results/quick --out board --readme README.md
     """
+    from leaderboard.readme import BLOCKS, renew_readme
+
+    if block not in BLOCKS:
+        raise unknown("block", block, BLOCKS)
     board = _write_board(folders, out or folders[0], as_json=as_json)
     if readme is not None:
-        from leaderboard.markdown import renew_readme
-
-        renew_readme(readme, board.leaderboard)
-        print(f"renewed the results block of {readme}", file=sys.stderr)
+        renew_readme(readme, board.leaderboard, BLOCKS[block])
+        print(f"renewed {block} in {readme}", file=sys.stderr)
 
 
 @app.command()

@@ -1,21 +1,17 @@
-"""The board as Markdown for a README or a pull request, and as plain text for a terminal."""
+"""The board as Markdown, and as plain text for a terminal."""
 
 from __future__ import annotations
 
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
-from datasets_registry.errors import RequestError, printable
+from datasets_registry.errors import printable
 from leaderboard.cost_tables import cost_section
-from leaderboard.kernel_tables import END as KERNELS_END
-from leaderboard.kernel_tables import START as KERNELS_START
-from leaderboard.kernel_tables import kernel_sections, kernel_text, kernels_block
+from leaderboard.kernel_tables import kernel_sections, kernel_text
 from leaderboard.rows import Curve, Failure, Interval, Leaderboard, Row, Skipped
 from leaderboard.table_cells import escaped, number, people_title, table_line
 
-START, END = "<!-- hetpref results -->", "<!-- /hetpref results -->"
 _HEAD = (
     "tier",
     "rank",
@@ -57,14 +53,14 @@ cells are missing ones."""
 
 def markdown(board: Leaderboard) -> str:
     """Return `leaderboard.md`."""
-    parts = [f"# hetpref leaderboard, protocol {board.protocol}", _summary(board), ""]
+    parts = [f"# hetpref leaderboard, protocol {board.protocol}", summary(board), ""]
     parts += [reading(board), ""] if board.rows else []
     budget = budgets_at_gain(board)
     if board.overall:
         parts += ["## Overall", "", *_overall(board), ""]
     for (dataset, encoder, regime), rows in headline_tables(board):
         title = f"## {dataset}, {people_title(regime)}"
-        parts += [title, "", _caption(rows[0], encoder), "", *_table(rows, budget), ""]
+        parts += [title, "", caption(rows[0], encoder), "", *method_table(rows, budget), ""]
         curves = [c for c in board.curves if (c.dataset, c.encoder, c.regime) == (dataset, encoder, regime)]
         parts += _curve_table(curves, rows[0])
     parts += cost_section(board) + kernel_sections(board) + _flags(board, escaped)
@@ -104,7 +100,7 @@ def text(board: Leaderboard, width: int | None = None) -> str:
     width = width or shutil.get_terminal_size((TERMINAL_WIDTH, 24)).columns
     budget = budgets_at_gain(board)
     tables = [
-        (f"{dataset}, {people_title(regime)}: {_caption(rows[0], encoder)}", [_cells(row, budget(row)) for row in rows])
+        (f"{dataset}, {people_title(regime)}: {caption(rows[0], encoder)}", [_cells(row, budget(row)) for row in rows])
         for (dataset, encoder, regime), rows in headline_tables(board)
     ]
     lines = [_HEAD, *([printable(cell) for cell in line] for _, lines in tables for line in lines)]
@@ -140,39 +136,6 @@ def _fitting(widths: Sequence[int], width: int) -> tuple[list[int], int]:
             if room() < wanted:
                 shown.remove(_HEAD.index(each))
     return shown, max(_LEAST_NAME, room())
-
-
-def renew_readme(readme: Path, board: Leaderboard) -> None:
-    """Replace what stands between the markers of a Markdown file: the headline tables, and the kernels if it has them.
-
-    Raises RequestError when the file or a marker is missing, and leaves the file as it is.
-    """
-    try:
-        page = readme.read_text(encoding="utf-8")
-    except OSError as why:
-        raise RequestError(f"{readme} cannot be read: {why.strerror}. Give a Markdown file with --readme") from why
-    page = _renewed(readme, page, "results", START, END, readme_block(board))
-    if KERNELS_START in page or KERNELS_END in page:
-        page = _renewed(readme, page, "kernels", KERNELS_START, KERNELS_END, kernels_block(board))
-    readme.write_text(page, encoding="utf-8")
-
-
-def _renewed(readme: Path, page: str, name: str, opening: str, closing: str, block: str) -> str:
-    start, end = page.find(opening), page.find(closing)
-    if start < 0 or end < start:
-        raise RequestError(f"{readme} has no {name} block; put the lines {opening} and {closing} where it belongs")
-    return page[: start + len(opening)] + "\n" + block + page[end:]
-
-
-def readme_block(board: Leaderboard) -> str:
-    """Return the headline tables as they stand in a README, with a final newline: without the user-shuffle fits."""
-    parts = [_summary(board), ""]
-    budget = budgets_at_gain(board)
-    for (dataset, encoder, regime), every in headline_tables(board):
-        rows = [row for row in every if row.control is None]
-        title = f"**{dataset}, {people_title(regime)}** ({_caption(rows[0], encoder)})"
-        parts += [title, "", *_table(rows, budget), ""]
-    return "\n".join(parts).rstrip() + "\n"
 
 
 def bracketed(cell: Interval, form: str = ".3f") -> str:
@@ -240,7 +203,8 @@ def _cells(row: Row, at_gain: str) -> list[str]:
     ]
 
 
-def _table(rows: Sequence[Row], budget: Callable[[Row], str]) -> list[str]:
+def method_table(rows: Sequence[Row], budget: Callable[[Row], str]) -> list[str]:
+    """Return the lines of a headline table; controls are in italics."""
     out = [table_line(_HEAD), table_line(["---:" if name not in ("method", "") else "---" for name in _HEAD])]
     for row in rows:
         cells = [escaped(cell) for cell in _cells(row, budget(row))]
@@ -250,13 +214,15 @@ def _table(rows: Sequence[Row], budget: Callable[[Row], str]) -> list[str]:
     return out
 
 
-def _summary(board: Leaderboard) -> str:
+def summary(board: Leaderboard) -> str:
+    """Return how much the board stands on."""
     n = len({row.method for row in board.rows})
     told = f"{board.records.count} records, {len(board.datasets)} datasets, {n} methods and controls."
     return told if board.rows or not board.kernels else f"{len(board.kernels)} cells of kernels, no records of methods."
 
 
-def _caption(row: Row, encoder: str) -> str:
+def caption(row: Row, encoder: str) -> str:
+    """Return the setting that a headline table is of."""
     told = [f"encoder {encoder}", f"n_train {row.n_train}"]
     told += [f"n_support {row.n_support}"] if row.n_support is not None else []
     told += [f"{row.n_users} people"] if row.n_users != "all" else []

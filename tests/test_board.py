@@ -13,9 +13,10 @@ from board_fixtures import METHODS, Bench, made, oracle, pooled, shrunk
 from datasets_registry.errors import DataError, RequestError
 from leaderboard.board import build_board, read_board
 from leaderboard.compare import compare
-from leaderboard.markdown import END, START, renew_readme, text
+from leaderboard.markdown import text
 from leaderboard.metrics import METRICS
 from leaderboard.publish import publish
+from leaderboard.readme import END, START, renew_readme
 from leaderboard.rows import RARE_COSTS, CostRow, Leaderboard
 from leaderboard.schema import FOLDER, MODELS, schema_text
 from leaderboard.scoring import gather, panels

@@ -14,11 +14,12 @@ from leaderboard.board import Board, build_board, read_board
 from leaderboard.kernel_plots import MAX_FIGURES, kernel_figures, left_out, longest_slice
 from leaderboard.kernel_tables import BUFFERS, END, KERNEL_READING, NONE, START, kernel_text, kernels_block
 from leaderboard.kernels import KernelInfo
-from leaderboard.markdown import END as RESULTS_END
-from leaderboard.markdown import START as RESULTS_START
-from leaderboard.markdown import markdown, renew_readme, text
+from leaderboard.markdown import markdown, text
 from leaderboard.plots import FIGURE_FILE, figures
 from leaderboard.publish import publish
+from leaderboard.readme import END as RESULTS_END
+from leaderboard.readme import START as RESULTS_START
+from leaderboard.readme import renew_readme
 from leaderboard.schema import FOLDER
 
 needs_site = pytest.mark.skipif(importlib.util.find_spec("vl_convert") is None, reason="vl-convert is not installed")

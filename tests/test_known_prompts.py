@@ -25,8 +25,9 @@ from datasets_registry.splits import REGIMES, SUPPORT, TRAIN, mean_units, split
 from leaderboard.board import build_board
 from leaderboard.compare import compare
 from leaderboard.labels import Labels
-from leaderboard.markdown import markdown, readme_block, text
+from leaderboard.markdown import markdown, text
 from leaderboard.plots import figures
+from leaderboard.readme import readme_block
 from leaderboard.records import record_key
 from leaderboard.rows import Leaderboard
 from leaderboard.store import read_record

@@ -11,7 +11,7 @@ from leaderboard.board import Board, read_board
 from leaderboard.kernel_tables import END as KERNELS_END
 from leaderboard.kernel_tables import START as KERNELS_START
 from leaderboard.kernel_tables import kernels_block
-from leaderboard.markdown import END, START, readme_block
+from leaderboard.readme import END, START, readme_block
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
