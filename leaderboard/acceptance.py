@@ -169,9 +169,7 @@ def _same(before: RunRecord, record: RunRecord) -> bool:
     return before.status == record.status and (one.sha256 if one else None) == (other.sha256 if other else None)
 
 
-def _difference(
-    bundle: Path, record: RunRecord, results: Path, before: RunRecord, labels: Labels
-) -> str | None:
+def _difference(bundle: Path, record: RunRecord, results: Path, before: RunRecord, labels: Labels) -> str | None:
     if before.margins is None or record.margins is None:
         # A measurement that failed before and is there now is no other result.
         return None if record.margins else f"none (status {record.status}), where there were margins"

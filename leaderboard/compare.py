@@ -149,9 +149,7 @@ def _title(setting: Setting) -> str:
     return f"{setting.dataset}, {setting.regime}, n_train {setting.n_train}{support}"
 
 
-def _difference(
-    setting: Setting | None, regime: Regime, value: float, draws: Reals, seeds: int
-) -> Difference:
+def _difference(setting: Setting | None, regime: Regime, value: float, draws: Reals, seeds: int) -> Difference:
     low, high = interval(draws[None])
     return Difference(
         dataset=setting.dataset if setting else OVERALL,

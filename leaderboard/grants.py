@@ -167,4 +167,3 @@ def grant_verified(record: RunRecord, root: Path, found: Agreement, salt: str, r
     entry = append(root, Verified, {**told, "rerun": found.rerun, "salted": found.salted})
     assert isinstance(entry, Verified)
     return entry
-

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from datasets_registry.errors import printable
 from leaderboard.cost_tables import cost_section
@@ -63,7 +64,7 @@ def markdown(board: Leaderboard) -> str:
         parts += [title, "", caption(rows[0], encoder), "", *method_table(rows, budget), ""]
         curves = [c for c in board.curves if (c.dataset, c.encoder, c.regime) == (dataset, encoder, regime)]
         parts += _curve_table(curves, rows[0])
-    parts += cost_section(board) + kernel_sections(board) + _flags(board, escaped)
+    parts += cost_section(board) + kernel_sections(board) + _submissions(board) + _flags(board, escaped)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -262,6 +263,27 @@ def _curve_table(curves: Sequence[Curve], headline: Row) -> list[str]:
         if len(found) > 1:
             out.append(table_line((escaped(curve.label), *(number(found.get(n)) for n in names))))
     return [*out, ""]
+
+
+def _submissions(board: Leaderboard) -> list[str]:
+    """Return the section of the ledger, a line each; none without one."""
+    if not board.ledger:
+        return []
+    out = ["## Submissions", "", "The ledger, oldest first: see docs/guarantees.md for what the badges mean.", ""]
+    out += [table_line(("", "date", "what", "method", "version", "told")), table_line(["---:", *["---"] * 5])]
+    for entry in board.ledger:
+        cells = (entry["number"], entry["date"], entry["event"], entry["method"], entry["version"], _told(entry))
+        out.append(table_line(escaped(str(cell)) for cell in cells))
+    return [*out, ""]
+
+
+def _told(entry: Mapping[str, Any]) -> str:
+    if entry["event"] == "verified":
+        return f"re-run by {entry['reviewer']}, {entry['rerun']['decisions']:.2%} of decisions turned"
+    told = [f"attempt {entry['attempt']}", f"{entry['records']} records"]
+    told += [f"supersedes {entry['supersedes']}"] if entry["supersedes"] else []
+    told += [f"{entry['failed']} failed"] if entry["failed"] else []
+    return ", ".join(told)
 
 
 def failed(board: Leaderboard) -> list[Failure]:

@@ -163,7 +163,9 @@ def test_a_folder_is_not_accepted_into_itself(author, tmp_path):
 
 def test_a_board_and_what_is_published_have_the_ledger(author, keeper, tmp_path):
     handed_in(author, keeper, tmp_path)
-    build_board([keeper]).write(tmp_path / "board", pages=False)
+    board = build_board([keeper])
+    board.write(tmp_path / "board", pages=False)
+    assert f"| 1 | {read_ledger(keeper)[0].date} | submitted | {METHOD} |" in board.to_markdown()
     publish(tmp_path / "board", str(tmp_path / "public"))
     assert read_ledger(tmp_path / "public") == read_ledger(keeper)
     with (tmp_path / "board" / LEDGER).open("a") as file:

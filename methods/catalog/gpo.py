@@ -63,7 +63,7 @@ class GPO(ContextMethod):
         ),
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-4, 1e-3, 3e-3),
+        "lr": (3e-4, 1e-3, 3e-3, 1e-2),
         "context": (8, 32),
         "weight_decay": (0.0, 0.1),
     }
