@@ -55,7 +55,7 @@ class SPL(VPL):
         ),
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 3e-3, 1e-2),
+        "lr": (1e-3, 3e-3),
         "guide": (0.1, 1.0),
         "context": (8, 32),
         "weight_decay": (0.0, 0.1),

@@ -61,7 +61,7 @@ class VPL(ContextMethod):
         ),
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 3e-3, 1e-2),
+        "lr": (1e-3, 3e-3),
         "beta": (1e-4, 1e-2),
         "context": (8, 32),
         "weight_decay": (0.0, 0.1),
