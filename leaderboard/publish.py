@@ -26,7 +26,7 @@ def publish(folder: Path, to: str, *, dry_run: bool = False) -> list[str]:
     """
     files = contents(folder)
     if to.startswith(HUB):
-        return _to_hub(files, to.removeprefix(HUB), dry_run=dry_run)
+        return _to_hub({**files, "README.md": _card(files)}, to.removeprefix(HUB), dry_run=dry_run)
     if "://" in to:
         raise RequestError(f"target {to!r} is not known; allowed: a folder, or {HUB}OWNER/NAME")
     target = Path(to).expanduser()
@@ -87,6 +87,12 @@ def _published(target: Path) -> set[str]:
     return out
 
 
+def _card(files: dict[str, bytes]) -> bytes:
+    """Return the README of a hub dataset: the leaderboard itself, which a viewer of the hub reads."""
+    head = "---\npretty_name: hetpref leaderboard\nviewer: false\ntags:\n- leaderboard\n- preference-learning\n---\n"
+    return head.encode() + files.get("leaderboard.md", b"")
+
+
 def _to_hub(files: dict[str, bytes], name: str, *, dry_run: bool) -> list[str]:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         raise RequestError(f"hub dataset {name!r} is not OWNER/NAME, as in {HUB}someone/leaderboard")
@@ -100,7 +106,15 @@ def _to_hub(files: dict[str, bytes], name: str, *, dry_run: bool) -> list[str]:
         for each, raw in files.items():
             write_atomically(Path(staged) / each, raw)
         try:
-            hub.HfApi().upload_folder(repo_id=name, repo_type="dataset", folder_path=staged)
+            # Created where it is not there; what it is, its README says.
+            hub.HfApi().create_repo(name, repo_type="dataset", exist_ok=True)
+            hub.HfApi().upload_folder(
+                repo_id=name, repo_type="dataset", folder_path=staged, commit_message="hetpref leaderboard"
+            )
+        # The client raises OSError, ValueError, and what its HTTP library raises, which has no class of its own.
         except Exception as why:
-            raise DataError(f"the hub refused the upload to {name}: {type(why).__name__}: {why}") from why
+            told = f"{type(why).__name__}: {str(why).strip().partition(chr(10))[0]:.300}"
+            raise DataError(
+                f"the hub refused the upload to {name} ({told}). Log in with a token that may write: hf auth login"
+            ) from why
     return [f"uploaded {each} ({len(raw)} bytes) to {HUB}{name}" for each, raw in files.items()]
