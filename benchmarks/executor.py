@@ -22,12 +22,14 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import psutil
 
 from benchmarks.cell_process import Answer, Payload, reason
+from benchmarks.tripwire import Tripwire, fetch_model
 from datasets_registry.errors import UnableError, printable
 from leaderboard.records import Status
 
@@ -37,6 +39,7 @@ _STDERR_LINES = 12
 _MESSAGE_CHARACTERS = 2000
 DONE: tuple[Status, ...] = ("ok", "skipped")  # what is not run again, and no failure
 _SERVER_LOST = 255  # what multiprocessing says of a process whose fork server is gone
+_ROUNDS = 20  # of ending what a cell started, which may start more in the meantime
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +100,13 @@ class LocalExecutor:
     """Up to `jobs` processes side by side on this machine; use as a context manager.
 
     `preload` names modules that the fork server imports besides its own; one that cannot be imported is left out.
+    `results` is the folder that the run writes to, which no method may open.
     """
 
-    def __init__(self, jobs: int, limits: Limits, preload: Sequence[str] = ()) -> None:
+    def __init__(self, jobs: int, limits: Limits, preload: Sequence[str] = (), results: Path | None = None) -> None:
         self.jobs = jobs
         self.limits = limits
+        self.results = results
         # One thread per cell, so that timings mean something: set before the fork server starts, which hands it on.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = "1"
@@ -171,13 +176,13 @@ class LocalExecutor:
         receiver, sender = self._context.Pipe(duplex=False)
         handle, name = tempfile.mkstemp(dir=self._scratch.name, suffix=".err")
         os.close(handle)
-        process = self._context.Process(
-            target=_main, args=(build(), sender, name, self.limits.memory_bytes), daemon=True, name="hetpref-cell"
-        )
+        payload = build()
         # Ctrl-C waits until the process has its work and is among those that are ended: cut short, it would end with a
         # traceback of its own.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
+            work = _Work.of(payload, name, self.limits.memory_bytes, self.results)
+            process = self._context.Process(target=_main, args=(work, sender), daemon=True, name="hetpref-cell")
             process.start()
             sender.close()
             deadline = time.monotonic() + self.limits.seconds
@@ -211,41 +216,77 @@ class LocalExecutor:
         return None
 
 
-def _main(payload: Payload, sender: Connection, stderr: str, memory_bytes: int) -> None:
+@dataclass(slots=True, eq=False)
+class _Work:
+    """What a cell's process is sent. The payload is packed, so that the method's modules are imported when armed."""
+
+    packed: bytes
+    tripwire: Tripwire
+    model: str | None
+    device: str
+    stderr: str
+    memory_bytes: int
+
+    @classmethod
+    def of(cls, payload: Payload, stderr: str, memory_bytes: int, results: Path | None) -> _Work:
+        inside = "backbone" in payload.method.spec.needs
+        tripwire = Tripwire.around(payload.encoder, results, needs_model=inside)
+        packed = bytes(ForkingPickler.dumps(payload))
+        model = payload.encoder if inside else None
+        return cls(packed, tripwire, model, payload.budget.device, stderr, memory_bytes)
+
+    def unpack(self) -> Payload:
+        """Return the payload, once."""
+        packed, self.packed = self.packed, b""
+        return ForkingPickler.loads(packed)
+
+
+def _main(work: _Work, sender: Connection) -> None:
     """Run in the cell's process: be a session of its own, die with the parent, write only to the error file."""
     os.setsid()
     _die_with_parent()
-    with open(stderr, "ab", buffering=0) as sink:
+    with open(work.stderr, "ab", buffering=0) as sink:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
     sys.stdout = open(1, "w", closefd=False, buffering=1, errors="replace")  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, buffering=1, errors="replace")  # noqa: SIM115
-    # CUDA reserves address space by the size of its devices; there, what is resident is watched from outside alone.
-    if not payload.budget.device.startswith("cuda"):
-        _limit_memory(memory_bytes)
+    cell = os.getpid()
+    ending = _ending(work)
+    if os.getpid() != cell:
+        os._exit(0)  # a child that the method forked, and that went on as if it were the cell
+    _end_children()
+    for part in ending:
+        sender.send_bytes(part)
+    sender.close()
+
+
+def _ending(work: _Work) -> tuple[bytes, ...]:
+    """Return what is sent back: a word, and the answer or the reason why there is none."""
     from benchmarks.cell_process import answer
 
+    tripwire = work.tripwire
     try:
-        blobs = answer(payload).pack()
+        if work.model is not None:
+            fetch_model(work.model)
+        tripwire.arm()
+        payload = work.unpack()
+        # CUDA reserves address space by the size of its devices; there, what is resident is watched from outside alone.
+        if not work.device.startswith("cuda"):
+            _limit_memory(work.memory_bytes)
+        ending = (b"ok", *answer(payload).pack())
     except UnableError as why:
-        _send(sender, b"unable", reason(why).encode())
+        ending = (b"unable", reason(why).encode())
     except MemoryError as why:
-        _send(sender, b"memory", f"out of memory: {why}".encode())
+        ending = (b"memory", f"out of memory: {why}".encode())
     except BaseException as why:
         traceback.print_exc()
         told = f"{type(why).__name__}: {why}"
         # torch raises RuntimeError, not MemoryError, when the allocator is refused; a GPU is "out of memory".
         short = "out of memory" in told or ("alloc" in told and "memory" in told)
-        kind = b"memory" if short else b"error"
-        _send(sender, kind, told[:_MESSAGE_CHARACTERS].encode())
-    else:
-        _send(sender, b"ok", *blobs)
-
-
-def _send(sender: Connection, *parts: bytes) -> None:
-    for part in parts:
-        sender.send_bytes(part)
-    sender.close()
+        ending = (b"memory" if short else b"error", told[:_MESSAGE_CHARACTERS].encode())
+    if (touched := tripwire.reason) is not None:  # however it ended, and though it went on as if nothing had been
+        return b"error", touched.encode()
+    return ending
 
 
 def _limit_memory(memory_bytes: int) -> None:
@@ -259,25 +300,49 @@ def _limit_memory(memory_bytes: int) -> None:
 
 
 def _die_with_parent() -> None:
+    """End with the parent, and be the one that orphans of this process are given to, so that they end with it."""
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        pr_set_pdeathsig, pr_set_child_subreaper = 1, 36
+        library = ctypes.CDLL(None)
+        library.prctl(pr_set_pdeathsig, signal.SIGKILL)
+        library.prctl(pr_set_child_subreaper, 1)
+
+
+def _end_children() -> None:
+    """End, in a cell that has its answer, what it started, and what that left behind."""
+    for _ in range(_ROUNDS):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        _kill_all(psutil.Process().children(recursive=True))
+
+
+def _kill_all(processes: Iterable[psutil.Process]) -> int:
+    """Kill processes, and return how many were alive."""
+    alive = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                process.kill()
+                alive += 1
+    return alive
 
 
 def _kill(process: BaseProcess) -> None:
-    """End a cell and whatever it started: it leads a session of its own, and its children are looked up besides."""
+    """End a cell and whatever it started: it leads a session of its own, and its descendants are looked up besides."""
     if process.pid is not None:
-        try:
-            started = psutil.Process(process.pid).children(recursive=True)
-        except psutil.Error:
-            started = []
+        with contextlib.suppress(psutil.Error):
+            cell = psutil.Process(process.pid)
+            cell.suspend()  # it starts no more meanwhile, and who loses a parent is given to it
+            for _ in range(_ROUNDS):
+                if not _kill_all(cell.children(recursive=True)):
+                    break
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             process.kill()
-        for child in started:
-            with contextlib.suppress(psutil.Error):
-                child.kill()
     process.join(timeout=5)
 
 

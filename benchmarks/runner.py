@@ -128,7 +128,8 @@ def _run_cells(
     limits = Limits(suite.time_limit_s, suite.memory_limit_mb << 20)
     standing_records = StandingRecords(folder)
     models = any("backbone" in cell.method.cls.spec.needs for cell in todo)
-    with LocalExecutor(options.jobs, limits, ["benchmarks.preload_models"] if models else []) as executor:
+    preload = ["benchmarks.preload_models"] if models else []
+    with LocalExecutor(options.jobs, limits, preload, results=folder.root) as executor:
         for cell, outcome in executor.run(_tickets(todo, limits)):
             records = write_cell(folder, cell, outcome)
             for record in records:

@@ -56,6 +56,7 @@ class Dataset:
 
     def __call__(self, **options: Any) -> Pieces:
         """Run the loader itself: neither cleaned nor oriented."""
+        sys.audit("hetpref.load", self.card.name)
         return self.loader(**options)
 
 
@@ -100,6 +101,7 @@ def load(spec: str) -> PreferenceData:
     that are not what they must be or cannot be had.
     """
     entry, options = _parsed(spec)
+    sys.audit("hetpref.load", canonical(entry, options))  # in a cell's process nobody may
     return _loaded(entry, canonical(entry, options), tuple(sorted(options.items())))
 
 
