@@ -1,4 +1,4 @@
-"""Figures of kernels: throughput and the share of the roofline against users and against tokens, one line a backend.
+"""Figures of kernels: rooflines, and throughput and share of the roofline against users and tokens, a line a backend.
 
 A line joins cells that differ in the axis alone or, where a grid has too few of those, in rank and routing, too: then
 the title says so, and the share of the roofline has the difference in its floor. At a point all backends had one cell.
@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from datasets_registry.errors import printable
+from leaderboard.kernel_summaries import best_rival
 from leaderboard.kernel_tables import device_title, entrant, mode_title
 from leaderboard.plots import COLOURS, GREYS, Spec, slug
-from leaderboard.rows import KernelRow, KernelTiming, Leaderboard
+from leaderboard.rows import KernelRow, KernelTiming, Leaderboard, significant
 
 Axis = Literal["users", "tokens"]
 Place = tuple[str, str, int, str, str, str, str]
 MAX_FIGURES = 40
+MAX_ROOFLINES = 12
+ROOF, RIVAL = "#808890", "fastest rival"
 _DASHES = {"ours": [1, 0], "rival": [6, 3], "anchor": [1, 3]}
 _OTHERS: dict[Axis, Axis] = {"users": "tokens", "tokens": "users"}
 
@@ -36,6 +39,84 @@ def kernel_figures(board: Leaderboard) -> dict[str, Spec]:
         digest = hashlib.sha256(repr(place).encode()).hexdigest()[:8]
         out[name if often[name] == 1 else slug(f"{name}-{digest}")] = _figure(panels, rows, _title(place))
     return out
+
+
+def roofline_figures(board: Leaderboard) -> dict[str, Spec]:
+    """Return the roofline of each device and dtype: the rate of ours and of the best rival in every cell, under it.
+
+    The roof is the fastest that was measured there. Of many these are the first `MAX_ROOFLINES`, in the order of rows.
+    """
+    groups: dict[tuple[str, str, int, str], list[KernelRow]] = defaultdict(list)
+    for row in board.kernels:
+        groups[row.device_class, row.device, row.threads, row.dtype].append(row)
+    out: dict[str, Spec] = {}
+    for (device_class, device, threads, dtype), rows in list(groups.items())[:MAX_ROOFLINES]:
+        title = f"Roofline, {dtype}, on {device_title((device_class, device, threads))}"
+        name = slug(f"kernel-roofline-{dtype}-{device_class}-{device}-{threads}")
+        if name in out:
+            digest = hashlib.sha256(repr((device, dtype)).encode()).hexdigest()[:8]
+            name = slug(f"{name[:80]}-{digest}")
+        out[name] = _roofline(rows, title)
+    return out
+
+
+def _roofline(rows: Sequence[KernelRow], title: str) -> Spec:
+    """Return FLOP/s over FLOPs per byte on two logarithmic scales, with the roof over them."""
+    told: list[tuple[KernelRow, KernelTiming]] = []
+    for row in rows:
+        ours = min((t for t in row.timings if t.role == "ours"), key=lambda t: t.median_s, default=None)
+        told += [(row, each) for each in (ours, best_rival(row)) if each and row.flops and row.bytes]
+    values: list[Spec] = [
+        {
+            "who": entrant(each) if each.role == "ours" else RIVAL,
+            "backend": entrant(each),
+            "mode": mode_title(row.mode),
+            "FLOPs per byte": significant(row.flops / row.bytes),
+            "FLOP/s": significant(row.flops / each.median_s),
+            "cell": row.cell,
+        }
+        for row, each in told
+    ]
+    bandwidth, peak = max(r.bandwidth_bytes_per_s for r in rows), max(r.gemm_flops_per_s for r in rows)
+    ends = [v["FLOPs per byte"] for v in values] + [peak / bandwidth]
+    corners = sorted({min(ends) / 1.5, peak / bandwidth, max(ends) * 1.5})
+    roof = [{"FLOPs per byte": significant(x), "FLOP/s": significant(min(peak, x * bandwidth))} for x in corners]
+    scale: Spec = {"type": "log", "nice": False}
+    x: Spec = {
+        "field": "FLOPs per byte",
+        "type": "quantitative",
+        "scale": scale,
+        "axis": {"format": "~g", "grid": False},
+    }
+    y: Spec = {
+        "field": "FLOP/s",
+        "type": "quantitative",
+        "scale": {"type": "log"},
+        "axis": {"format": "~s", "grid": False},
+    }
+    x["axis"], y["axis"] = {"format": "~g", "grid": False}, {"format": "~s", "grid": False}
+    tooltip: list[Spec] = [{"field": f} for f in ("backend", "mode", "cell")] + [{"field": "FLOP/s", "format": ".3s"}]
+    mine = sorted({entrant(each) for _, each in told if each.role == "ours"})
+    shades = {"domain": [*mine, RIVAL], "range": [*(COLOURS[i % len(COLOURS)] for i in range(len(mine))), GREYS[1]]}
+    shape: Spec = {"field": "mode", "type": "nominal", "legend": {"title": None, "symbolFillColor": "#828282"}}
+    return {
+        "title": title,
+        "width": 420,
+        "height": 300,
+        "encoding": {"x": x, "y": y},
+        "layer": [
+            {"data": {"values": roof}, "mark": {"type": "line", "color": ROOF, "strokeWidth": 2}},
+            {
+                "data": {"values": values},
+                "mark": {"type": "point", "filled": True, "size": 40, "opacity": 0.75},
+                "encoding": {
+                    "color": {"field": "who", "type": "nominal", "scale": shades, "legend": {"title": None}},
+                    "shape": shape,
+                    "tooltip": tooltip,
+                },
+            },
+        ],
+    }
 
 
 def left_out(board: Leaderboard) -> str | None:
@@ -119,18 +200,17 @@ def _figure(panels: dict[Axis, list[KernelRow]], rows: Sequence[KernelRow], titl
         }
         speed = {"field": "tokens per second", "scale": {"type": "log"}, "axis": {"format": "~s"}}
         share = {"field": "share of the roofline", "scale": {"zero": True}, "axis": {"format": ".0%"}}
-        above = _panel(values, {"x": x, "y": {**speed, "type": "quantitative"}, "color": colour})
-        below = _panel(values, {"x": x, "y": {**share, "type": "quantitative"}, "color": colour})
-        columns.append({"vconcat": [{**above, "title": _fixed(cells, axis)}, below]})
+        above = _panel({"x": x, "y": {**speed, "type": "quantitative"}, "color": colour})
+        below = _panel({"x": x, "y": {**share, "type": "quantitative"}, "color": colour})
+        columns.append({"data": {"values": values}, "vconcat": [{**above, "title": _fixed(cells, axis)}, below]})
     return {"title": title, "hconcat": columns, "resolve": {"scale": {"color": "shared"}}}
 
 
-def _panel(values: list[Spec], encoding: Spec) -> Spec:
+def _panel(encoding: Spec) -> Spec:
     dash = {"field": "role", "scale": {"domain": list(_DASHES), "range": list(_DASHES.values())}, "legend": None}
     tooltip = [{"field": "backend"}, {"field": "cell"}, {"field": "ms", "format": ".3~g"}]
     tooltip += [{"field": "share of the roofline", "format": ".0%"}]
     return {
-        "data": {"values": values},
         "width": 300,
         "height": 190,
         "encoding": encoding,

@@ -6,17 +6,18 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import printable
-from leaderboard.rows import CostRow, Curve, Leaderboard, Row
+from leaderboard.rows import Curve, Leaderboard, Row
 from leaderboard.table_cells import people_title
 
 Spec = dict[str, Any]
-# Okabe and Ito's colours, told apart by colour-blind readers, then variations of lightness.
+Table = tuple[str, str, str]
+# Okabe and Ito's colours, told apart by colour-blind readers, then others that show on white and on black.
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -24,22 +25,24 @@ COLOURS = (
     "#cc79a7",
     "#e69f00",
     "#56b4e9",
-    "#7a5195",
+    "#9a6fc0",
     "#8c6d31",
-    "#b22222",
-    "#2f4b7c",
+    "#d64545",
+    "#6a8fd8",
     "#66a61e",
     "#a6761d",
 )
-GREYS = ("#6b6b6b", "#9a9a9a", "#b4b4b4", "#828282", "#4f4f4f", "#c8c8c8")
+GREYS = ("#6f6f6f", "#9a9a9a", "#b4b4b4", "#828282", "#767b80", "#c8c8c8")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # The names of figures: what of an earlier board is removed, and what is published.
-FIGURE_FILE = re.compile(r"(overview|(curve|bytes|kernel)-[a-z0-9.-]+)\.(svg|png)")
+FIGURE_FILE = re.compile(r"(overview|(curve|bytes|memory|people|kernel)-[a-z0-9.-]+)\.(svg|png)")
 _TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def colours(board: Leaderboard) -> dict[str, str]:
     """Return a colour per label, the same in every figure: colours for methods, greys for controls."""
-    roles = {c.label: c.role for c in board.curves}
+    roles = {r.label: "control" if r.control else r.role for r in board.rows}
+    roles = {c.label: c.role for c in board.curves} | roles
     methods = sorted(label for label, role in roles.items() if role == "method")
     controls = sorted(label for label, role in roles.items() if role == "control")
     told = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(methods)}
@@ -47,20 +50,46 @@ def colours(board: Leaderboard) -> dict[str, str]:
 
 
 def figures(board: Leaderboard) -> dict[str, Spec]:
-    """Return every figure by file name: curves per dataset and regime, accuracy against bytes per person, kernels."""
-    from leaderboard.kernel_plots import kernel_figures
+    """Return every figure by file name: of each headline table its curves, people and costs, and of the kernels."""
+    from leaderboard.kernel_plots import kernel_figures, roofline_figures
+
+    out = {name: spec for drawn in headline_figures(board).values() for name, spec in drawn.items()}
+    return out | drawable(kernel_figures(board) | roofline_figures(board))
+
+
+def headline_figures(board: Leaderboard) -> dict[Table, dict[str, Spec]]:
+    """Return the figures of each headline table, by (dataset, encoder, regime) and file name."""
+    from leaderboard import headline_plots
 
     palette = colours(board)
-    out: dict[str, Spec] = {}
-    for (dataset, encoder, regime), shown in _headline_curves(board).items():
-        if shown:
-            title = f"{dataset}, {people_title(regime)} ({encoder})"
-            out[slug(f"curve-{dataset}-{encoder}-{regime}")] = curve_figure(shown, palette, title)
-        rows = [r for r in board.rows if r.headline and (r.dataset, r.encoder, r.regime) == (dataset, encoder, regime)]
-        bytes_figure = _bytes_figure(rows, board.costs, palette, f"{dataset}, {people_title(regime)} ({encoder})")
-        if bytes_figure:
-            out[slug(f"bytes-{dataset}-{encoder}-{regime}")] = bytes_figure
-    return drawable(out | kernel_figures(board))
+    costs = headline_plots.costs_by_place(board.costs)
+    heads: dict[Table, list[Row]] = defaultdict(list)
+    for row in board.rows:
+        if row.headline:
+            heads[row.dataset, row.encoder, row.regime].append(row)
+    out: dict[Table, dict[str, Spec]] = {}
+    taken: set[str] = set()
+    for place, shown in _headline_curves(board).items():
+        dataset, encoder, regime = place
+        title = f"{dataset}, {people_title(regime)} ({encoder})"
+        drawn = {
+            "curve": curve_figure(shown, palette, title) if shown else None,
+            "people": headline_plots.people_figure(heads[place], palette, title),
+            "bytes": headline_plots.bytes_figure(heads[place], costs, palette, title),
+        }
+        for device_class, figure in headline_plots.memory_figures(heads[place], costs, palette, title).items():
+            drawn[f"memory {device_class}"] = figure
+        out[place] = {}
+        for kind, spec in drawn.items():
+            first, _, device_class = kind.partition(" ")
+            name = slug("-".join([first, dataset, encoder, regime, *([device_class] if device_class else [])]))
+            if name in taken:
+                digest = hashlib.sha256(repr((kind, place)).encode()).hexdigest()[:8]
+                name = slug(f"{name[:80]}-{digest}")
+            if spec:
+                taken.add(name)
+                out[place][name] = drawable(spec)
+    return out
 
 
 def overview(board: Leaderboard) -> Spec | None:
@@ -76,11 +105,12 @@ def overview(board: Leaderboard) -> Spec | None:
         layers = [{"mark": layer["mark"], "encoding": dict(layer["encoding"])} for layer in panel["layer"]]
         for layer in layers:
             layer["encoding"].pop("opacity", None)
+            layer["encoding"].pop("shape", None)
         x = {**panel["encoding"]["x"]}
         x["axis"] = {**x["axis"], "title": f"{shown[0].axis} (units per person)"}
         # one panel draws the legend that all share
-        colour = {**panel["encoding"]["color"], "legend": None if rows else legend}
-        encoding = {"x": x, "color": colour}
+        hues = {**panel["encoding"]["color"], "legend": None if rows else legend}
+        encoding = {"x": x, "color": hues}
         rows[dataset].append({**panel, "width": 300, "height": 190, "encoding": encoding, "layer": layers})
     if not rows:
         return None
@@ -101,7 +131,7 @@ def drawable(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-def _headline_curves(board: Leaderboard) -> dict[tuple[str, str, str], list[Curve]]:
+def _headline_curves(board: Leaderboard) -> dict[Table, list[Curve]]:
     """Return by (dataset, encoder, regime) the curves at the headline's setting that have more than one point."""
     heads = {(r.dataset, r.encoder, r.regime): r for r in board.rows if r.headline}
     return {
@@ -143,7 +173,8 @@ def curve_figure(curves: Sequence[Curve], palette: dict[str, str], title: str) -
         "scale": {"type": "symlog", "constant": 1, "nice": False},
         "axis": {"values": ticks, "title": f"{axis}: units per person, on a scale of log2(1 + n)", "format": "d"},
     }
-    colour = _colour([c.label for c in curves], palette)
+    labels = [c.label for c in curves]
+    hues = colour(labels, palette)
     dash = {"field": "kind", "scale": {"domain": ["method", "control"], "range": [[1, 0], [4, 3]]}, "legend": None}
     faded = {"condition": {"param": "chosen", "value": 1}, "value": 0.12}
     accuracy = {"field": "accuracy", "type": "quantitative", "scale": {"zero": False}, "axis": {"title": "accuracy"}}
@@ -155,10 +186,11 @@ def curve_figure(curves: Sequence[Curve], palette: dict[str, str], title: str) -
         "data": {"values": values},
         "width": 420,
         "height": 260,
-        "encoding": {"x": x, "color": colour},
+        "encoding": {"x": x, "color": hues},
         "layer": [
             {
-                "mark": {"type": "area", "opacity": 0.1},
+                # many bands at full strength would be one grey field
+                "mark": {"type": "area", "opacity": 0.12 if len(curves) <= 8 else 0.04},
                 "transform": [{"filter": {"param": "chosen"}}],
                 "encoding": {
                     "y": {"field": "low", "type": "quantitative", "title": "accuracy"},
@@ -172,57 +204,32 @@ def curve_figure(curves: Sequence[Curve], palette: dict[str, str], title: str) -
             {
                 "params": [{"name": "chosen", "select": {"type": "point", "fields": ["method"]}, "bind": "legend"}],
                 "mark": {"type": "point", "filled": True, "size": 36},
-                "encoding": {"y": accuracy, "tooltip": tooltip, "opacity": faded},
+                "encoding": {
+                    "y": accuracy,
+                    "tooltip": tooltip,
+                    "opacity": faded,
+                    "shape": method_shape(labels, palette),
+                },
             },
         ],
     }
 
 
-def _bytes_figure(rows: Sequence[Row], costs: Sequence[CostRow], palette: dict[str, str], title: str) -> Spec | None:
-    """Return accuracy against the bytes stored per person, where it is known of at least two rows."""
-    place = {
-        (c.label, c.dataset, c.encoder, c.regime, c.n_train, c.n_support, c.n_users, c.imbalance): c for c in costs
-    }
-    values: list[Spec] = []
-    for r in rows:
-        cost = place.get((r.label, r.dataset, r.encoder, r.regime, r.n_train, r.n_support, r.n_users, r.imbalance))
-        if cost and cost.state_bytes_per_user is not None and r.acc_macro.value is not None:
-            each = {"method": r.label, "bytes": cost.state_bytes_per_user, "accuracy": r.acc_macro.value}
-            values.append({**each, "low": r.acc_macro.low, "high": r.acc_macro.high})
-    if len(values) < 2:
-        return None
-    x = {
-        "field": "bytes",
-        "type": "quantitative",
-        "scale": {"type": "symlog", "constant": 1},
-        "axis": {"format": "~s", "grid": False, "values": [0, *(4**i for i in range(1, 16))]},
-    }
-    x["title"] = "bytes stored per person (log scale)"
-    y = {"type": "quantitative", "scale": {"zero": False}, "title": "accuracy"}
-    tooltip = [{"field": "method"}, {"field": "bytes", "format": ","}, {"field": "accuracy", "format": ".3f"}]
-    return {
-        "title": title,
-        "data": {"values": values},
-        "width": 420,
-        "height": 260,
-        "encoding": {"x": x, "color": _colour([r.label for r in rows], palette)},
-        "layer": [
-            {
-                "mark": {"type": "rule", "opacity": 0.4},
-                "encoding": {"y": {"field": "low", **y}, "y2": {"field": "high"}},
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 70},
-                "encoding": {"y": {"field": "accuracy", **y}, "tooltip": tooltip},
-            },
-        ],
-    }
+def colour(labels: Sequence[str], palette: dict[str, str]) -> Spec:
+    """Return the colour of methods with its legend."""
+    return _of_methods(labels, palette, lambda _, label: palette[label])
 
 
-def _colour(labels: Sequence[str], palette: dict[str, str]) -> Spec:
-    domain = [label for label in palette if label in set(labels)]
-    scale = {"domain": domain, "range": [palette[label] for label in domain]}
-    legend = {"title": None, "symbolType": "circle", "symbolOpacity": 1, "labelLimit": 240}
+def method_shape(labels: Sequence[str], palette: dict[str, str]) -> Spec:
+    """Return the shape of points: methods that share a colour, since there are more of them than colours, differ."""
+    return _of_methods(labels, palette, lambda i, _: SHAPES[i // len(COLOURS) % len(SHAPES)])
+
+
+def _of_methods(labels: Sequence[str], palette: dict[str, str], told: Callable[[int, str], str]) -> Spec:
+    there = set(labels)
+    order = [(i, label) for i, label in enumerate(palette) if label in there]
+    scale = {"domain": [label for _, label in order], "range": [told(i, label) for i, label in order]}
+    legend = {"title": None, "symbolOpacity": 1, "labelLimit": 240}
     return {"field": "method", "type": "nominal", "scale": scale, "legend": legend}
 
 
@@ -234,8 +241,9 @@ def write_plots(board: Leaderboard, folder: Path) -> list[Path]:
     whole = overview(board)
     for name, spec in {**({"overview": whole} if whole else {}), **figures(board)}.items():
         text = json.dumps({"background": "white", **spec})
-        write_atomically(folder / f"{name}.svg", vl_convert.vegalite_to_svg(text).encode())
-        write_atomically(folder / f"{name}.png", vl_convert.vegalite_to_png(text, scale=2))
+        svg = vl_convert.vegalite_to_svg(text)
+        write_atomically(folder / f"{name}.svg", svg.encode())
+        write_atomically(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
         written += [folder / f"{name}.svg", folder / f"{name}.png"]
     for stale in folder.glob("*.*"):
         if stale not in written and FIGURE_FILE.fullmatch(stale.name):
@@ -251,11 +259,3 @@ def slug(text: str) -> str:
     """
     plain = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
     return plain if len(plain) <= 100 else f"{plain[:90]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def by_dataset(board: Leaderboard) -> dict[str, list[Row]]:
-    """Return the rows of each dataset, in order."""
-    out: dict[str, list[Row]] = defaultdict(list)
-    for row in board.rows:
-        out[row.dataset].append(row)
-    return dict(out)

@@ -1,13 +1,20 @@
-"""The page: one HTML file that needs nothing else, works from a file and offline, and shows hostile text as text."""
+"""The page: one HTML file that needs nothing else, works from a file and offline, and shows hostile text as text.
+
+The headline tables are HTML, so that they are read without scripts. Everything else stands once, compactly, as JSON and
+is made into tables and figures when somebody looks at it; the figures are the specifications of the SVG files.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
+from collections import defaultdict
 from typing import Any, cast
 
 from datasets_registry.errors import printable
-from leaderboard.cost_tables import COST_READING, cost_columns, several_encoders
+from leaderboard.cost_tables import COST_READING
 from leaderboard.kernel_plots import left_out
 from leaderboard.kernel_summaries import best_rival
 from leaderboard.kernel_tables import (
@@ -22,38 +29,46 @@ from leaderboard.kernel_tables import (
     ratio_to_best,
     shape,
 )
-from leaderboard.markdown import (
-    bracketed,
-    budgets_at_gain,
-    failed,
-    failure_lines,
-    measured,
-    notes,
-    reading,
-    skipped_lines,
-    unable,
-)
-from leaderboard.plots import by_dataset, figures, slug
-from leaderboard.rows import Leaderboard, Row
+from leaderboard.ledger import LEDGER
+from leaderboard.markdown import bracketed, failed, failure_lines, reading, skipped_lines, unable
+from leaderboard.page_figures import figure_title, packed, palette_of
+from leaderboard.page_tables import CONTROL, PageTable, page_tables
+from leaderboard.plots import Spec, Table, drawable, headline_figures, slug
+from leaderboard.rows import KernelRow, KernelTiming, Leaderboard
 from leaderboard.table_cells import number
 
-COLUMNS: tuple[tuple[str, str, str, str], ...] = (
-    ("acc_macro", "Accuracy", ".3f", "mean over people of the mean over their units"),
-    ("gain", "Gain", "+.3f", "paired difference to pooled Bradley-Terry on the same features"),
-    ("worst10", "Worst 10 %", ".3f", "accuracy of the lowest tenth of people, cross-fitted"),
-    ("harm", "Harm", ".0%", "share of people worse than pooled by more than one standard error"),
-    ("specificity", "Specificity", "+.3f", "accuracy lost with another person's state"),
-    ("aulc", "AULC", ".3f", "area under accuracy over log2(1 + n), normalised"),
-    ("n_at_gain", "n@gain", "g", "least data per person with a gain of a point, interval above 0"),
-    ("nll_t", "NLL (T)", ".3f", "log loss after one temperature fitted on validation"),
-    ("ece_t", "ECE (T)", ".3f", "calibration error after one temperature"),
-    ("regret", "Regret", ".3f", "best-of-n regret against the true utilities (simulated data)"),
-    ("closed_gap", "Gap closed", ".0%", "share of the way from pooled to the oracle (simulated data)"),
+_CARD = ("population", "licence", "consent", "heterogeneity", "source", "revision", "citation", "people", "items")
+DATASET_CARD = (*_CARD, "comparisons", "ties", "encoder", "simulated", "notes")
+_METHOD = ("equation", "citation", "level", "adaptation", "shared_parameters", "per_user_parameters", "cold_start")
+METHOD_CARD = (*_METHOD, "needs", "transductive", "deviations", "dist", "version")
+# Beyond this the page has the largest budgets alone and says where the others are: with its HTML it is under 3 MB.
+MOST_DATA = 2_500_000
+LEDGER_COLUMNS = ("number", "date", "event", "method", "dist", "version", "attempt")
+KERNEL_COLUMNS = (
+    ("Device class", "text", ""),
+    ("Threads", "number", ""),
+    ("dtype", "text", ""),
+    ("Variant", "text", ""),
+    ("Shape", "text", ""),
+    ("Users", "number", ""),
+    ("Tokens", "number", ""),
+    ("Routing", "text", ""),
+    ("Mode", "text", ""),
+    ("Backend", "method", ""),
+    ("ms", "number", "median"),
+    ("IQR ms", "number", "interquartile range"),
+    ("Tokens per s", "number", ""),
+    ("Roofline", "number", ""),
+    ("Best rival", "text", ""),
+    ("Rival's ms", "number", ""),
+    ("Ratio", "number", "the fastest rival's median over ours"),
+    ("Extra peak bytes", "number", ""),
+    ("Run", "text", "the run that it was measured in, see below"),
 )
 
 
 def site(board: Leaderboard) -> str:
-    """Return the whole page, scripts and figures inlined."""
+    """Return the whole page, scripts and figures inlined; it may run no script but its own."""
     import vl_convert
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -65,30 +80,52 @@ def site(board: Leaderboard) -> str:
         lstrip_blocks=True,
         finalize=_finalized,
     )
-    cast(Any, environment).filters |= {"number": number, "bracketed": bracketed}
-    specs = figures(board)
-    cards = [_flat(method) for method in board.methods]
+    cast(Any, environment).filters |= {"number": number, "bracketed": bracketed, "told": told}
+    of_tables = headline_figures(board)
+    specs = {name: spec for drawn in of_tables.values() for name, spec in drawn.items()}
+    kernels = _kernels(board, specs)
+    methods = [_flat(method) for method in board.methods]
+    titles = {str(m.get("name")): str(m.get("title") or m.get("name")) for m in methods}
+    told_of = {
+        "titles": titles,
+        "kernels": {"columns": KERNEL_COLUMNS, "rows": _kernel_cells(board)},
+        "palette": palette_of(specs),
+        "figures": packed(specs),
+    }
+    bundle = script_safe(f"(() => {{{cast(Any, vl_convert).javascript_bundle()}}})();") if specs else ""
+    parts = [cast(Any, environment.loader).get_source(environment, name)[0] for name in ("figures.js", "page.js")]
+    script = "\n".join(['"use strict";', "(() => {", *parts, "})();", ""])
+    for every_budget in (True, False):
+        tables = page_tables(board, every_budget=every_budget)
+        data = embedded(drawable({"tables": [t.data for t in tables], **told_of}))
+        if len(data.encode()) + len(bundle.encode()) < MOST_DATA:
+            break
     return environment.get_template("index.html.j2").render(
         board=board,
-        columns=COLUMNS,
-        datasets=[_dataset(name, rows, specs) for name, rows in by_dataset(board).items()],
+        datasets=_datasets(tables, of_tables),
         cards={str(c.get("id", c.get("name"))): c for c in board.datasets},
-        methods=cards,
-        titles={str(m.get("name")): str(m.get("title", m.get("name"))) for m in cards},
-        notes=notes,
-        measured=measured,
-        at_gain=budgets_at_gain(board),
+        card_fields=DATASET_CARD,
+        methods=methods,
+        method_fields=METHOD_CARD,
+        titles=titles,
+        levels=sorted({r.level for r in board.rows}),
+        regimes=list(dict.fromkeys(t.data["regime"] for t in tables)),
+        devices=sorted({c.device_class for c in board.costs} | {k.device_class for k in board.kernels}),
         failures=failure_lines(failed(board)),
         skipped=[*failure_lines(unable(board)), *skipped_lines(board.skipped)],
-        cost_columns=cost_columns(board.costs),
         cost_reading=COST_READING,
-        several=several_encoders(board.costs),
-        whisker=whisker,
         slug=slug,
         reading=reading(board).replace("`", "").replace("*", ""),
-        kernels=_kernels(board, specs),
-        figures=embedded(specs),
-        bundle=script_safe(cast(Any, vl_convert).javascript_bundle() if specs else ""),
+        kernels=kernels,
+        ledger=_ledger(board.ledger),
+        ledger_columns=LEDGER_COLUMNS,
+        ledger_file=LEDGER,
+        control=CONTROL,
+        page_data=data,
+        every_budget=every_budget,
+        bundle=bundle,
+        script=script,
+        hashes=" ".join(_allowed(each) for each in (bundle, script) if each),
     )
 
 
@@ -97,13 +134,19 @@ def _finalized(value: Any) -> Any:
     return printable(value) if type(value) is str else value
 
 
+def _allowed(script: str) -> str:
+    """Return the source expression by which a content security policy allows this script and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
 def embedded(value: Any) -> str:
     r"""Return JSON that may stand inside a script element, whatever text is in it.
 
     >>> embedded({"a": "</script>"})
     '{"a":"\\u003c/script\\u003e"}'
     """
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    text = text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -112,39 +155,60 @@ def script_safe(source: str) -> str:
     return re.sub(r"<(?=/script|!--)", r"\\x3c", source, flags=re.IGNORECASE)
 
 
-def whisker(row: Row) -> dict[str, float] | None:
-    """Return where the 5, 25, 50, 75 and 95 % points of people's accuracy stand in a strip that is 100 wide."""
-    if len(row.people) != 5:
-        return None
-    return dict(zip(("p5", "p25", "p50", "p75", "p95"), (round(100 * p, 1) for p in row.people), strict=True))
+def told(value: Any) -> str:
+    """Return a value of a card as it is read.
+
+    >>> told({"index": 0.1, "low": None, "users": 9}), told(["features"]), told(True), told(1234567)
+    ('index 0.1, users 9', 'features', 'yes', '1,234,567')
+    """
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{str(k).replace('_', ' ')} {told(v)}" for k, v in cast(dict[str, Any], value).items() if v is not None
+        )
+    if isinstance(value, list | tuple):
+        return ", ".join(told(each) for each in cast(list[Any], value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _dataset(name: str, rows: list[Row], specs: dict[str, Any]) -> dict[str, Any]:
-    mine = {f"{kind}-{r.dataset}-{r.encoder}-{r.regime}" for r in rows for kind in ("curve", "bytes")}
-    shown = [c for c in COLUMNS if any(getattr(r, c[0]).value is not None for r in rows)]
-    names = sorted((slug(m) for m in mine), key=lambda s: (not s.startswith("curve"), s))
-    return {"name": name, "rows": rows, "columns": shown, "figures": [s for s in names if s in specs]}
+def _datasets(tables: list[PageTable], specs: dict[Table, dict[str, Spec]]) -> list[dict[str, Any]]:
+    """Return the sections of the page: per dataset its tables, each with its place in the data and its figures."""
+    out: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for i, table in enumerate(tables):
+        t = table.data
+        mine = specs.get((t["dataset"], t["encoder"], t["regime"]), {})
+        figures = [(name, figure_title(name, spec)) for name, spec in mine.items()]
+        out[t["dataset"]].append({"index": i, "told": t, "rows": table.headline, "figures": figures})
+    return [{"name": name, "tables": each} for name, each in out.items()]
 
 
-def _kernels(board: Leaderboard, specs: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what the section of kernels shows: every backend of ours on every cell, runs, figures; none without."""
+def _ledger(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of the ledger, newest first: the columns of the table, and everything else that they tell."""
+    hidden = {*LEDGER_COLUMNS, "schema_version"}
+    return [
+        {
+            "cells": ["–" if (value := entry.get(name)) is None else str(value) for name in LEDGER_COLUMNS],
+            "rest": {str(k): _short(v) for k, v in entry.items() if k not in hidden and v is not None and v != []},
+        }
+        for entry in reversed(entries)
+    ]
+
+
+def _short(value: Any) -> str:
+    """Return a value of the ledger as it is read: of digests their beginning, since the file has them whole."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b", r"\1…", told(value))
+
+
+def _kernels(board: Leaderboard, specs: dict[str, Spec]) -> dict[str, Any] | None:
+    """Return what the section of kernels shows, and put its figures among `specs`; none without kernels."""
+    from leaderboard.kernel_plots import kernel_figures, roofline_figures
+
     if not board.kernels:
         return None
+    drawn: dict[str, Spec] = drawable(roofline_figures(board) | kernel_figures(board))
+    specs |= drawn
     devices = [(device_title(device), measured_peaks(rows)) for device, rows in by_device(board.kernels).items()]
-    cells = [
-        {
-            "row": row,
-            "ours": ours,
-            "backend": entrant(ours),
-            "shape": shape(row),
-            "mode": mode_title(row.mode),
-            "rival": best_rival(row),
-            "ratio": ratio_to_best(row, ours),
-        }
-        for row in board.kernels
-        for ours in row.timings
-        if ours.role == "ours"
-    ]
     return {
         "reading": KERNEL_READING,
         "devices": devices,
@@ -152,11 +216,40 @@ def _kernels(board: Leaderboard, specs: dict[str, Any]) -> dict[str, Any] | None
             {"row": s, "backend": entrant(s), "mode": mode_title(s.mode), "cells": cells_of(s)}
             for s in board.kernel_summaries
         ],
-        "cells": cells,
-        "ms": milliseconds,
-        "figures": sorted(name for name in specs if name.startswith("kernel-")),
+        "figures": [(name, figure_title(name, spec)) for name, spec in drawn.items()],
         "left_out": left_out(board),
+        "cells": sum(t.role == "ours" for row in board.kernels for t in row.timings),
     }
+
+
+def _kernel_cells(board: Leaderboard) -> list[list[str]]:
+    """Return every backend of ours on every cell, as text."""
+    return [_kernel_cell(row, ours) for row in board.kernels for ours in row.timings if ours.role == "ours"]
+
+
+def _kernel_cell(row: KernelRow, ours: KernelTiming) -> list[str]:
+    rival = best_rival(row)
+    return [
+        row.device_class,
+        str(row.threads),
+        row.dtype,
+        row.variant,
+        shape(row),
+        f"{row.users:,}",
+        f"{row.tokens:,}",
+        row.routing,
+        mode_title(row.mode),
+        entrant(ours),
+        milliseconds(ours.median_s),
+        milliseconds(ours.iqr_s),
+        f"{ours.tokens_per_s:,.0f}",
+        f"{ours.fraction:.0%}",
+        rival.backend if rival else "–",
+        milliseconds(rival.median_s) if rival else "–",
+        number(ratio_to_best(row, ours), ".3g"),
+        number(ours.extra_peak_bytes, ",d"),
+        row.run,
+    ]
 
 
 def _flat(method: dict[str, Any]) -> dict[str, Any]:

@@ -222,11 +222,12 @@ def test_the_page_says_which_encoder_where_there_are_two(bench, tmp_path):
 
     other = Bench(tmp_path / "r", data=bench.data, n_train=("all",), n_support=(), seeds=1)
     other.run({"pooled-bt": pooled})
-    assert "<th>Encoder</th>" not in site(build_board([other.root], (), bench.labels).leaderboard)
+    assert site(build_board([other.root], (), bench.labels).leaderboard).count('class="block"') == 1
     other.run({"pooled-bt": pooled}, encoder="minilm-l6@1")
     page = site(build_board([other.root], (), bench.labels).leaderboard)
-    assert "<th>Encoder</th>" in page
-    assert "<td>minilm-l6@1</td>" in page
+    assert page.count('class="block"') == 2
+    for encoder in ("tabular@1", "minilm-l6@1"):
+        assert page.count(f"seeds: 1, encoder {encoder}</small>") == 1
 
 
 def test_a_name_with_a_plus_goes_everywhere_a_name_goes(bench, tmp_path):
@@ -325,7 +326,7 @@ def test_the_page_stands_alone_and_shows_hostile_text_as_text(bench, tmp_path):
     assert page.count("<script") == 3
     assert page.lower().count("</script") == 3
     assert len(page.encode()) < 3_000_000
-    before_library = page[: page.index('id="figures-data"')]
+    before_library = page[: page.index('id="page-data"')]
     assert "http" not in before_library.replace("http-equiv", "")
 
 

@@ -11,7 +11,14 @@ from kernel_fixtures import benchmark, cell, grid, write_kernels
 
 from datasets_registry.errors import RequestError, printable
 from leaderboard.board import Board, build_board, read_board
-from leaderboard.kernel_plots import MAX_FIGURES, kernel_figures, left_out, longest_slice
+from leaderboard.kernel_plots import (
+    MAX_FIGURES,
+    MAX_ROOFLINES,
+    kernel_figures,
+    left_out,
+    longest_slice,
+    roofline_figures,
+)
 from leaderboard.kernel_tables import BUFFERS, END, KERNEL_READING, NONE, START, kernel_text, kernels_block
 from leaderboard.kernels import KernelInfo
 from leaderboard.markdown import markdown, text
@@ -130,11 +137,14 @@ def test_the_page_has_a_sortable_table_and_shows_hostile_text_as_text(board):
 
     page = site(board)
     section = page.split('aria-labelledby="kernels"')[1].split("</section>")[0]
-    assert section.count("<tr data-device") == len(board.kernel_summaries) + 24
-    assert section.count('class="sortable"') == 2
-    assert section.count('class="figure"') == 2
+    assert section.count("<tr data-device") == len(board.kernel_summaries)
+    assert section.count('class="sortable"') == 1
+    assert section.count('class="figure"') == 3
+    told = json.loads(page.split('id="page-data">')[1].split("</script>")[0])["kernels"]
+    assert len(told["rows"]) == 24
+    assert {len(row) for row in told["rows"]} == {len(told["columns"])}
     evil = site(hostile(board))
-    assert "<b>" not in evil.split('id="figures-data"')[0]
+    assert "<b>" not in evil.split('id="page-data"')[0]
     assert evil.lower().count("</script") == page.lower().count("</script") == 3
 
 
@@ -149,6 +159,19 @@ def test_a_figure_joins_cells_that_differ_in_the_axis_alone(board):
     assert len({r.users for r in longest_slice(mixed, "users")}) == 3
     assert "ranks 8 to 512" in json.dumps(kernel_figures(board.model_copy(update={"kernels": mixed})))
     assert kernel_figures(board.model_copy(update={"kernels": board.kernels[:1]})) == {}
+
+
+def test_a_roofline_holds_every_cell_under_its_roof(board):
+    (spec,) = roofline_figures(board).values()
+    roof, points = (layer["data"]["values"] for layer in spec["layer"])
+    assert len(points) == 2 * len(board.kernels)
+    assert {p["who"] for p in points} == {"native", "native, rows", "fastest rival"}
+    assert [p["FLOP/s"] for p in roof] == sorted(p["FLOP/s"] for p in roof)
+    peak, bandwidth = board.kernels[0].gemm_flops_per_s, board.kernels[0].bandwidth_bytes_per_s
+    assert roof[1]["FLOPs per byte"] == pytest.approx(peak / bandwidth, rel=1e-3)
+    rows = [row for n in range(MAX_ROOFLINES + 1) for row in other_device(board, threads=n + 1)]
+    assert len(roofline_figures(board.model_copy(update={"kernels": rows}))) == MAX_ROOFLINES
+    assert roofline_figures(board.model_copy(update={"kernels": []})) == {}
 
 
 def other_device(board, **told):
@@ -187,7 +210,7 @@ def test_figures_are_drawn_published_and_the_same_each_time(board, tmp_path):
     Board(board).write(tmp_path / "one")
     Board(board).write(tmp_path / "two")
     drawn = {p.name: p.read_bytes() for p in (tmp_path / "one" / "plots").glob("kernel-*.svg")}
-    assert len(drawn) == 2
+    assert len(drawn) == 3
     assert {p.name: p.read_bytes() for p in (tmp_path / "two" / "plots").glob("kernel-*.svg")} == drawn
     publish(tmp_path / "one", str(tmp_path / "public"))
     there = {p.relative_to(tmp_path / "public").as_posix() for p in (tmp_path / "public").rglob("*") if p.is_file()}

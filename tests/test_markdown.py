@@ -147,7 +147,7 @@ def test_hostile_text_ends_no_renderer_and_is_not_on_the_page(board):
     for spec in figures(hostile(board)).values():
         assert vl_convert.vegalite_to_svg(json.dumps(spec))
     page = site(hostile(board))
-    before_library = page[: page.index('id="figures-data"')]
+    before_library = page[: page.index('id="page-data"')]
     assert "shrunk[31m" in before_library
     assert printable(before_library) == before_library
 
@@ -157,7 +157,7 @@ def test_the_page_shows_what_the_tables_show(board):
     from leaderboard.site import site
 
     page = site(board)
-    line = next(line for line in page.split("<tr ") if 'data-headline="yes"' in line and ">broken</th>" in line)
+    line = next(line for line in page.split("<tr ") if "data-row" in line and ">broken</th>" in line)
     assert "0." not in line.split("</th>")[1].split("<td>feature")[0]
     assert page.count("broken on made@1") == 1
 
