@@ -27,10 +27,10 @@ def tune(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Choose hyper-parameters on validation units, with the same number of trials for every method.
+    """Choose hyper-parameters on validation units, with at most the same number of trials for every method.
 
     Prints the configuration of each method that has a search space, to be written into the suite. What was tried is
-    kept, and not tried again.
+    kept, and not tried again unless it failed. Exit code 1 where every trial of a method failed.
 
     Example: hetpref tune standard --methods vpl,pal-a --trials 20
     """
@@ -54,7 +54,11 @@ def tune(
     if record is not None:
         write(record, told)
     if as_json:
-        return print_json(told)
-    rows = [[name, str(len(m["trials"])), str(m["chosen"])] for name, m in sorted(told["methods"].items())]
-    print_table(["method", "tried", "chosen"], rows)
+        print_json(told)
+    else:
+        rows = [[name, str(len(m["trials"])), str(m["chosen"] or "-")] for name, m in sorted(told["methods"].items())]
+        print_table(["method", "tried", "chosen"], rows)
     progress.note(f"the trials are in {file}")
+    if none := sorted(name for name, m in told["methods"].items() if m["chosen"] is None):
+        progress.note(f"every trial failed of {', '.join(none)}; why stands there. The same command tries them again")
+        raise typer.Exit(1)

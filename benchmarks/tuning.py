@@ -1,9 +1,10 @@
-"""Chooses hyper-parameters for a suite: the same number of trials for every method, on validation units alone.
+"""Chooses hyper-parameters for a suite: at most the same number of trials for every method, on validation units.
 
 A method declares in `search` what may be tried; what its `fit` chooses itself is not in it. One configuration is chosen
 per method for all datasets of a suite: that with the smallest mean, over datasets, of how much its macro validation NLL
 (at the best of six temperatures, as everywhere) lies above the best one found there. It is measured on the first
-repetition with a part of the people and no query is asked, so no query label can be looked at. Every trial is kept.
+repetition with a part of the people, and no query of that repetition is asked. Folds are cut anew, so that some of what
+trials were fitted on are queries of the others: 1 to 24 % of them, by dataset. Every trial is kept.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from leaderboard.records import canonical_sha256
 
 SCHEMA_VERSION = 1
 _SAVED_EVERY_S = 20.0
-_WORST = 0.6931471805599453  # the NLL of not knowing, which a trial that failed is counted with
+_WORST = 0.6931471805599453  # the NLL of not knowing
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,10 @@ def tune(
             f"no method of the suite {suite.name!r} that was asked for has a search space; a method declares one as "
             "`search`, hyper-parameter -> values"
         )
+    if silent := sorted(set(methods or ()) - {e.cls.spec.name for e in entries}):
+        progress.note(f"nothing to choose for {', '.join(silent)}: no search space, or not to be had")
     trials = list(_trials(suite, entries, plans, extent, progress))
-    todo = [trial for trial in trials if trial.key not in known]
+    todo = [trial for trial in trials if trial.key not in known or _to_be_tried_again(known[trial.key])]
     progress.planned(len(trials), len(trials) - len(todo))
     limits = Limits(suite.time_limit_s, suite.memory_limit_mb << 20)
     saved = time.monotonic()
@@ -103,6 +106,11 @@ def tune(
     finally:  # what ended before a stop is not tried again
         write(out, {**told, "known": known})
     return {**told, "methods": _chosen(trials, known), "source": source().model_dump(mode="json")}
+
+
+def _to_be_tried_again(kept: dict[str, Any]) -> bool:
+    """Return whether a trial failed for what may be another time; what a method is unable to serve, it always is."""
+    return "failed" in kept and not str(kept["failed"]).startswith("skipped")
 
 
 def _names(suite: Suite, methods: list[str] | None) -> list[str]:
@@ -169,24 +177,33 @@ def _measured(trial: _Trial, outcome: Outcome) -> dict[str, Any]:
 
 
 def _chosen(trials: list[_Trial], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return per method the chosen configuration, and what was tried: NLL on each dataset, and the mean excess."""
+    """Return per method the chosen configuration, and what was tried: NLL on each dataset, and the mean excess.
+
+    A trial that failed counts as the worst that was measured for the method on that dataset, and at least as not
+    knowing, so that failing where one would do badly gains nothing. A method of which every trial failed has no choice.
+    """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for trial in trials:
         name = json.dumps(trial.changed, sort_keys=True)
         kept = found.setdefault(trial.method, {}).setdefault(name, {"config": trial.changed, "nll": {}})
-        kept["nll"][trial.cell.prepared.data.id] = known[trial.key]["nll"]
+        measured, dataset = known[trial.key], trial.cell.prepared.data.id
+        kept["nll"][dataset] = measured["nll"]
+        if "failed" in measured:
+            kept.setdefault("failed", {})[dataset] = measured["failed"]
     out: dict[str, Any] = {}
     for method, tried in found.items():
         names = sorted({dataset for each in tried.values() for dataset in each["nll"]})
-        table = np.array([[_or_worst(each["nll"].get(n)) for n in names] for each in tried.values()])
+        told = [[each["nll"].get(n) for n in names] for each in tried.values()]
+        table = np.array([[np.nan if nll is None else nll for nll in row] for row in told])
+        if np.isnan(table).all():
+            out[method] = {"chosen": None, "trials": list(tried.values())}
+            continue
+        worst = np.fmax(_WORST, np.fmax.reduce(table, axis=0))
+        table = np.where(np.isnan(table), worst, table)
         excess = (table - table.min(0)).mean(1)
         rows = [{**each, "excess": round(float(e), 6)} for each, e in zip(tried.values(), excess, strict=True)]
         out[method] = {"chosen": rows[int(excess.argmin())]["config"], "trials": rows}
     return out
-
-
-def _or_worst(nll: float | None) -> float:
-    return _WORST if nll is None else nll
 
 
 def _opened(out: Path, suite: Suite, extent: Extent) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tuning gives every method the same trials on validation alone, keeps all of them, and never asks a query."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,53 @@ def test_a_trial_that_fails_is_kept_and_not_chosen(tmp_path):
     assert told["methods"]["maxmin-em"]["chosen"]["beta"] > 0
     kept = json.loads((tmp_path / "trials.json").read_text())["known"].values()
     assert any("beta" in each.get("failed", "") for each in kept)
+
+
+def test_a_failure_is_no_better_than_what_was_measured_and_is_tried_again(tmp_path):
+    """Where every configuration does worse than not knowing, one that crashes must not be the best."""
+    wanted, file = suite(("maxmin-em", {"restarts": 1})), tmp_path / "trials.json"
+    told = tune(wanted, None, EXTENT, 2, file, Kept())
+    kept = json.loads(file.read_text())
+    crashed = told["methods"]["maxmin-em"]["chosen"]
+    for trial in kept["known"].values():
+        trial["nll"] += 1.0
+        if trial["config"] == crashed and trial["dataset"] == PLANTED:
+            trial |= {"nll": None, "failed": "skipped: it is unable"}
+    file.write_text(json.dumps(kept))
+    again = Kept()
+    told = tune(wanted, None, EXTENT, 2, file, again)["methods"]["maxmin-em"]
+    assert again.cells == []
+    assert told["chosen"] != crashed
+    row = next(t for t in told["trials"] if t["config"] == crashed)
+    assert row["failed"] == {PLANTED: "skipped: it is unable"}
+    others = [t["nll"][PLANTED] for t in told["trials"] if t["config"] != crashed]
+    assert row["excess"] == pytest.approx((max(others) - min(others) + _apart(told, crashed)) / 2, abs=2e-6)
+    for trial in kept["known"].values():
+        if "failed" in trial:
+            trial["failed"] = "timeout: over the limit of 1 s"
+    file.write_text(json.dumps(kept))
+    once_more = Kept()
+    tune(wanted, None, EXTENT, 2, file, once_more)
+    assert len(once_more.cells) == 1
+
+
+def _apart(told, config):
+    """Return how far a configuration is above the best one on electricity."""
+    nll = {json.dumps(t["config"]): t["nll"]["electricity@1"] for t in told["trials"]}
+    return nll[json.dumps(config)] - min(nll.values())
+
+
+def test_a_method_of_which_every_trial_failed_has_no_choice(tmp_path):
+    wanted = replace(suite(("maxmin-em", {"ridge": -1.0})), datasets=(DatasetPlan(PLANTED, "tabular@1"),))
+    file = tmp_path / "trials.json"
+    tune(wanted, None, EXTENT, 2, file, Kept())
+    kept = json.loads(file.read_text())
+    for trial in kept["known"].values():
+        trial |= {"nll": None, "failed": "skipped: unable"}
+    file.write_text(json.dumps(kept))
+    told = tune(wanted, ["maxmin-em", "pooled-bt"], EXTENT, 2, file, progress := Kept())
+    assert told["methods"]["maxmin-em"]["chosen"] is None
+    assert any("nothing to choose for pooled-bt" in line for line in progress.said)
 
 
 class Stopping(Kept):
