@@ -105,7 +105,21 @@ def tune(
                     saved = time.monotonic()
     finally:  # what ended before a stop is not tried again
         write(out, {**told, "known": known})
+    for method, dataset, n in _alike(trials, known):
+        progress.note(f"{n} configurations of {method} have one NLL on {dataset}: it learned nothing there that counts")
     return {**told, "methods": _chosen(trials, known), "source": source().model_dump(mode="json")}
+
+
+def _alike(trials: list[_Trial], known: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, int]]:
+    """Yield method, dataset and number where more than half of a method's trials gave one and the same NLL."""
+    told: dict[tuple[str, str], list[float]] = {}
+    for trial in trials:
+        if (nll := known[trial.key]["nll"]) is not None:
+            told.setdefault((trial.method, trial.cell.prepared.data.id), []).append(nll)
+    for (method, dataset), found in told.items():
+        most = max(map(found.count, set(found)))
+        if most > 1 and 2 * most > len(found):
+            yield method, dataset, most
 
 
 def _to_be_tried_again(kept: dict[str, Any]) -> bool:

@@ -112,6 +112,18 @@ def _apart(told, config):
     return nll[json.dumps(config)] - min(nll.values())
 
 
+def test_configurations_that_all_end_alike_are_said(tmp_path):
+    wanted, file = suite(("maxmin-em", {"restarts": 1})), tmp_path / "trials.json"
+    tune(wanted, None, EXTENT, 2, file, quiet := Kept())
+    assert not any("learned nothing" in line for line in quiet.said)
+    kept = json.loads(file.read_text())
+    for trial in kept["known"].values():
+        trial["nll"] = 0.5
+    file.write_text(json.dumps(kept))
+    tune(wanted, None, EXTENT, 2, file, progress := Kept())
+    assert any(f"4 configurations of maxmin-em have one NLL on {PLANTED}" in line for line in progress.said)
+
+
 def test_a_method_of_which_every_trial_failed_has_no_choice(tmp_path):
     wanted = replace(suite(("maxmin-em", {"ridge": -1.0})), datasets=(DatasetPlan(PLANTED, "tabular@1"),))
     file = tmp_path / "trials.json"
