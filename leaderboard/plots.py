@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import printable
+from leaderboard.panel import POOLED
 from leaderboard.rows import Curve, Leaderboard, Row
 from leaderboard.table_cells import people_title
 
@@ -32,6 +33,8 @@ COLOURS = (
     "#66a61e",
     "#a6761d",
 )
+MOST_COLOURS = 7  # more than that, and nobody can tell them apart
+BEHIND = "#cfd3d8"
 GREYS = ("#6f6f6f", "#9a9a9a", "#b4b4b4", "#828282", "#767b80", "#c8c8c8")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # The names of figures: what of an earlier board is removed, and what is published.
@@ -93,14 +96,19 @@ def headline_figures(board: Leaderboard) -> dict[Table, dict[str, Spec]]:
 
 
 def overview(board: Leaderboard) -> Spec | None:
-    """Return the curves of the methods on every dataset, a row each, under one legend: the figure of a README."""
-    palette = colours(board)
+    """Return the curves of the methods on every dataset, a row each, under one legend: the figure of a README.
+
+    Where there are many methods, those that lead have colours, and the others are grey lines behind them.
+    """
+    leading = _leading(board)
+    palette = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(leading)}
     rows: dict[str, list[Spec]] = defaultdict(list)
     legend = {"orient": "bottom", "columns": 4, "title": None, "symbolType": "circle", "symbolOpacity": 1}
     for (dataset, _, regime), curves in _headline_curves(board).items():
-        shown = [c for c in curves if c.role == "method"]
-        if not shown:
+        methods = [c for c in curves if c.role == "method"]
+        if not methods:
             continue
+        shown = [c for c in methods if c.label in palette] or methods
         panel = curve_figure(shown, palette, f"{dataset}, {regime}")
         layers = [{"mark": layer["mark"], "encoding": dict(layer["encoding"])} for layer in panel["layer"]]
         for layer in layers:
@@ -108,14 +116,45 @@ def overview(board: Leaderboard) -> Spec | None:
             layer["encoding"].pop("shape", None)
         x = {**panel["encoding"]["x"]}
         x["axis"] = {**x["axis"], "title": f"{shown[0].axis} (units per person)"}
+        behind = [c for c in methods if c.label not in palette]
         # one panel draws the legend that all share
         hues = {**panel["encoding"]["color"], "legend": None if rows else legend}
         encoding = {"x": x, "color": hues}
+        layers = [*_behind(behind, palette, layers[1]["encoding"]["y"]), *layers]
         rows[dataset].append({**panel, "width": 300, "height": 190, "encoding": encoding, "layer": layers})
     if not rows:
         return None
     columns = [{"hconcat": panels} for panels in rows.values()]
     return drawable({"vconcat": columns, "resolve": {"scale": {"color": "shared"}}})
+
+
+def _leading(board: Leaderboard) -> list[str]:
+    """Return the labels that have a colour in the overview: all where they are few, else the reference and the best."""
+    labels = sorted({c.label for c in board.curves if c.role == "method"})
+    if len(labels) <= MOST_COLOURS:
+        return labels
+    gains: dict[str, list[float]] = defaultdict(list)
+    for each in board.overall:
+        if each.gain.value is not None and each.label in labels:
+            gains[each.label].append(each.gain.value * each.datasets)
+    best = sorted(gains, key=lambda label: (label != POOLED, -sum(gains[label])))
+    kept = best[:MOST_COLOURS]
+    return [label for label in labels if label in kept]
+
+
+def _behind(curves: Sequence[Curve], palette: dict[str, str], y: Spec) -> list[Spec]:
+    """Return the layer of methods without a colour; none where all have one."""
+    values: list[Spec] = curve_figure(curves, palette, "")["data"]["values"] if curves else []
+    if not values:
+        return []
+    mark = {"type": "line", "strokeWidth": 1, "color": BEHIND}
+    return [
+        {
+            "data": {"values": values},
+            "mark": mark,
+            "encoding": {"y": y, "detail": {"field": "method"}, "color": {"value": BEHIND}},
+        }
+    ]
 
 
 def drawable(value: Any) -> Any:

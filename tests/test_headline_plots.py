@@ -8,7 +8,7 @@ from board_fixtures import Bench, coin, made, oracle, pooled, shrunk
 from leaderboard.board import build_board
 from leaderboard.headline_plots import front
 from leaderboard.page_figures import packed, palette_of
-from leaderboard.plots import FIGURE_FILE, figures, headline_figures
+from leaderboard.plots import FIGURE_FILE, MOST_COLOURS, figures, headline_figures, overview
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,21 @@ def test_the_page_has_the_same_figures_in_less_room(board):
     assert set(palette_of(specs)) == {r.label for r in board.rows}
     columns = packed(specs)["bytes-made-1-tabular-1-seen"]["data"]["columns"]
     assert columns["bytes"] == [v["bytes"] for v in specs["bytes-made-1-tabular-1-seen"]["data"]["values"]]
+
+
+def test_of_many_methods_the_leading_ones_have_colours_and_the_others_are_behind(tmp_path):
+    bench = Bench(tmp_path / "many", n_train=(2, "all"), n_support=())
+    names = [f"shrunk-{i}" for i in range(9)]
+    scorers = {
+        name: lambda data, rows, n, i=i: shrunk(data, rows, n) + 0.2 * i * coin(data, rows, n)
+        for i, name in enumerate(names)
+    }
+    bench.run({"pooled-bt": pooled, **scorers})
+    board = build_board([bench.root], (), bench.labels).leaderboard
+    panel = overview(board)["vconcat"][0]["hconcat"][0]
+    coloured = set(panel["encoding"]["color"]["scale"]["domain"])
+    assert len(coloured) == MOST_COLOURS
+    assert set(names[:5]) <= coloured
+    behind = {value["method"] for value in panel["layer"][0]["data"]["values"]}
+    assert behind | coloured == set(names)  # pooled-bt is a control here
+    assert not behind & coloured
