@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from leaderboard.plots import Spec, colour, method_shape
+from leaderboard.figure_style import Spec, colour, method_shape
 from leaderboard.rows import CostRow, Place, Row
 
 # Memory is what the device held at its peak where the device has its own, and what the process added otherwise.

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from datasets_registry.errors import printable
+from leaderboard.figure_style import COLOURS, GREYS, Spec, slug
 from leaderboard.kernel_summaries import best_rival
 from leaderboard.kernel_tables import device_title, entrant, mode_title
-from leaderboard.plots import COLOURS, GREYS, Spec, slug
 from leaderboard.rows import KernelRow, KernelTiming, Leaderboard, significant
 
 Axis = Literal["users", "tokens"]

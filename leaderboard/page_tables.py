@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from leaderboard.cost_tables import cost_columns
+from leaderboard.figure_style import Table, slug
 from leaderboard.headline_plots import at, costs_by_place
 from leaderboard.markdown import bracketed, budgets_at_gain, measured, notes
 from leaderboard.page_figures import column, keys_packed
-from leaderboard.plots import Table, slug
 from leaderboard.rows import CostRow, Interval, Leaderboard, Row
 from leaderboard.table_cells import number, people_title
 

@@ -6,64 +6,32 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 from datasets_registry.atomic_write import write_atomically
-from datasets_registry.errors import printable
+from leaderboard import headline_plots
+from leaderboard.figure_style import COLOURS, Spec, Table, colour, colours, drawable, method_shape, slug
+from leaderboard.kernel_plots import kernel_figures, roofline_figures
 from leaderboard.panel import POOLED
 from leaderboard.rows import Curve, Leaderboard, Row
 from leaderboard.table_cells import people_title
 
-Spec = dict[str, Any]
-Table = tuple[str, str, str]
-# Okabe and Ito's colours, told apart by colour-blind readers, then others that show on white and on black.
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#9a6fc0",
-    "#8c6d31",
-    "#d64545",
-    "#6a8fd8",
-    "#66a61e",
-    "#a6761d",
-)
 MOST_COLOURS = 7  # more than that, and nobody can tell them apart
 BEHIND = "#cfd3d8"
-GREYS = ("#6f6f6f", "#9a9a9a", "#b4b4b4", "#828282", "#767b80", "#c8c8c8")
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # The names of figures: what of an earlier board is removed, and what is published.
 FIGURE_FILE = re.compile(r"(overview|(curve|bytes|memory|people|kernel)-[a-z0-9.-]+)\.(svg|png)")
 _TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def colours(board: Leaderboard) -> dict[str, str]:
-    """Return a colour per label, the same in every figure: colours for methods, greys for controls."""
-    roles = {r.label: "control" if r.control else r.role for r in board.rows}
-    roles = {c.label: c.role for c in board.curves} | roles
-    methods = sorted(label for label, role in roles.items() if role == "method")
-    controls = sorted(label for label, role in roles.items() if role == "control")
-    told = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(methods)}
-    return told | {label: GREYS[i % len(GREYS)] for i, label in enumerate(controls)}
-
-
 def figures(board: Leaderboard) -> dict[str, Spec]:
     """Return every figure by file name: of each headline table its curves, people and costs, and of the kernels."""
-    from leaderboard.kernel_plots import kernel_figures, roofline_figures
-
     out = {name: spec for drawn in headline_figures(board).values() for name, spec in drawn.items()}
     return out | drawable(kernel_figures(board) | roofline_figures(board))
 
 
 def headline_figures(board: Leaderboard) -> dict[Table, dict[str, Spec]]:
     """Return the figures of each headline table, by (dataset, encoder, regime) and file name."""
-    from leaderboard import headline_plots
-
     palette = colours(board)
     costs = headline_plots.costs_by_place(board.costs)
     heads: dict[Table, list[Row]] = defaultdict(list)
@@ -157,19 +125,6 @@ def _behind(curves: Sequence[Curve], palette: dict[str, str], y: Spec) -> list[S
     ]
 
 
-def drawable(value: Any) -> Any:
-    r"""Return a specification without control characters in its text: the renderer ends the process at one of them.
-
-    >>> drawable({"title": ["a\x00b"]})
-    {'title': ['ab']}
-    """
-    if isinstance(value, dict):
-        return {printable(key): drawable(each) for key, each in cast(dict[str, Any], value).items()}
-    if isinstance(value, list | tuple):
-        return [drawable(each) for each in cast(list[Any], value)]
-    return printable(value) if isinstance(value, str) else value
-
-
 def _headline_curves(board: Leaderboard) -> dict[Table, list[Curve]]:
     """Return by (dataset, encoder, regime) the curves at the headline's setting that have more than one point."""
     heads = {(r.dataset, r.encoder, r.regime): r for r in board.rows if r.headline}
@@ -254,24 +209,6 @@ def curve_figure(curves: Sequence[Curve], palette: dict[str, str], title: str) -
     }
 
 
-def colour(labels: Sequence[str], palette: dict[str, str]) -> Spec:
-    """Return the colour of methods with its legend."""
-    return _of_methods(labels, palette, lambda _, label: palette[label])
-
-
-def method_shape(labels: Sequence[str], palette: dict[str, str]) -> Spec:
-    """Return the shape of points: methods that share a colour, since there are more of them than colours, differ."""
-    return _of_methods(labels, palette, lambda i, _: SHAPES[i // len(COLOURS) % len(SHAPES)])
-
-
-def _of_methods(labels: Sequence[str], palette: dict[str, str], told: Callable[[int, str], str]) -> Spec:
-    there = set(labels)
-    order = [(i, label) for i, label in enumerate(palette) if label in there]
-    scale = {"domain": [label for _, label in order], "range": [told(i, label) for i, label in order]}
-    legend = {"title": None, "symbolOpacity": 1, "labelLimit": 240}
-    return {"field": "method", "type": "nominal", "scale": scale, "legend": legend}
-
-
 def write_plots(board: Leaderboard, folder: Path) -> list[Path]:
     """Write every figure as SVG and PNG; figures of an earlier board that are no longer there are removed."""
     import vl_convert
@@ -288,13 +225,3 @@ def write_plots(board: Leaderboard, folder: Path) -> list[Path]:
         if stale not in written and FIGURE_FILE.fullmatch(stale.name):
             stale.unlink()
     return written
-
-
-def slug(text: str) -> str:
-    """Return a file name; a long one is cut and told apart by a digest.
-
-    >>> slug("curve-electricity@1-tabular@1-seen")
-    'curve-electricity-1-tabular-1-seen'
-    """
-    plain = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
-    return plain if len(plain) <= 100 else f"{plain[:90]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

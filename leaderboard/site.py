@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from datasets_registry.errors import printable
 from leaderboard.cost_tables import COST_READING
+from leaderboard.figure_style import Spec, Table, drawable, slug
 from leaderboard.kernel_plots import left_out
 from leaderboard.kernel_summaries import best_rival
 from leaderboard.kernel_tables import (
@@ -33,7 +34,7 @@ from leaderboard.ledger import LEDGER
 from leaderboard.markdown import bracketed, failed, failure_lines, reading, skipped_lines, unable
 from leaderboard.page_figures import figure_title, packed, palette_of
 from leaderboard.page_tables import CONTROL, PageTable, page_tables
-from leaderboard.plots import Spec, Table, drawable, headline_figures, slug
+from leaderboard.plots import headline_figures
 from leaderboard.rows import KernelRow, KernelTiming, Leaderboard
 from leaderboard.table_cells import number
 
