@@ -42,7 +42,8 @@ of people; harm is the share of people served worse than by the pooled model by 
 specificity is what is lost with another person's state; AULC is the area under accuracy over log2(1 + n); n@gain is
 the least data per person with a gain of at least one point, "all" with the mean that people have. A dash: there is no
 such number; of a tenth of fewer than ten people none is told. Controls are in *italics* and not ranked. `imputed`:
-cells that failed or are missing count as pooled Bradley-Terry; above 10 % there is no rank, and of 100 % no number.
+cells that failed or are missing count as pooled Bradley-Terry, or as ties for who is below it; above 10 % there is no
+rank, and of 100 % no number.
 `reported`: measured on a tree with uncommitted changes, therefore not ranked."""
 _READING_KNOWN = """Support on known prompts: what a new person said is on prompts that seen people compared, not on
 prompts that nobody was trained on, as it is for unseen people; the people and the queries are the same."""

@@ -19,7 +19,7 @@ from scipy.special import expit  # pyright: ignore[reportMissingTypeStubs]
 from datasets_registry.errors import DataError, HetprefError
 from datasets_registry.protocol import PROTOCOL, Count
 from leaderboard.labels import Labels, Query, Reals
-from leaderboard.panel import POOLED, Block, Column, Entrant, Panel, Setting, built_in
+from leaderboard.panel import POOLED, Block, Column, Entrant, Panel, Setting, built_in, correctness
 from leaderboard.records import FileRef, RunRecord, canonical_sha256, printable
 from leaderboard.store import ResultsFolder, read_record
 
@@ -129,7 +129,7 @@ def _setting(record: RunRecord, labels: Labels) -> Setting:
 def panels(gathered: Gathered, labels: Labels) -> Iterator[Panel]:
     """Yield one panel after the other, so that margins of one are in memory at a time.
 
-    A cell that was skipped counts as one that failed: nobody's row is better for what was left out.
+    A cell that was skipped counts as one that failed: nobody's row is better for what was left out (`_make_ties`).
     """
     groups: dict[tuple[str, str, Count], list[Located]] = defaultdict(list)
     for each in gathered.located:
@@ -150,7 +150,28 @@ def _panel(members: Sequence[Located], labels: Labels, gathered: Gathered) -> Pa
         _block(seed, [by.get(seed) for by in rows.values()], columns, seeds_of, labels, gathered)
         for seed in sorted({seed for seeds in seeds_of.values() for seed in seeds})
     ]
+    _make_ties(blocks, columns)
     return Panel(labels.data(columns[0].setting.dataset), columns, blocks)
+
+
+def _make_ties(blocks: Sequence[Block], columns: Sequence[Column]) -> None:
+    """Turn what was imputed to a column that is below pooled Bradley-Terry in the seeds it has into ties.
+
+    Pooled margins would lift it: who does badly would gain by leaving its worst seed out.
+    """
+    pooled = built_in(columns, POOLED)
+    for k in np.flatnonzero(np.any([b.imputed for b in blocks], axis=0)).tolist():
+        reference = pooled[columns[k].setting]
+        own = [b for b in blocks if b.given[k] and not b.imputed[k]]
+        ahead = [float((a - b).mean()) for block in own for a, b in [_right(block, [k, reference[0]])]]
+        if ahead and np.mean(ahead) < 0:
+            for block in (b for b in blocks if b.imputed[k]):
+                block.margins[:, k], block.wrong[:, k], block.inverse_temperature[k] = 0, 0, 1
+
+
+def _right(block: Block, columns: Sequence[int]) -> NDArray[np.float64]:
+    told = block.query.label != 0.5
+    return correctness(block.margins[told][:, columns], block.query.label[told]).T
 
 
 def _block(

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets_registry.errors import DataError
+from leaderboard.board import build_board
 from leaderboard.entrant_labels import labeller
 from leaderboard.records import RunRecord
 from leaderboard.scoring import gather, panels
@@ -68,6 +69,24 @@ def test_a_failed_cell_takes_pooled_margins_and_is_marked(bench):
     assert panel.imputed[:, s].tolist() == [False, True, False]
     np.testing.assert_array_equal(panel.blocks[1].margins[:, s], panel.blocks[1].margins[:, p])
     assert panel.given.all()
+
+
+def weak(data, rows, n):
+    """Worse than pooled: a part of what it knows, and noise that differs between query sets."""
+    return pooled(data, rows, n) + 3 * np.random.default_rng(len(rows)).normal(size=len(rows))
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_who_is_below_pooled_does_not_gain_by_leaving_a_seed_out(bench, lost):
+    bench.run({"pooled-bt": pooled, "weak": weak})
+    whole = next(r for r in build_board([bench.root], (), bench.labels).leaderboard.rows if r.method == "weak")
+    assert whole.gain.value < 0
+    for status in ("failed", "skipped"):
+        bench.write("weak", weak, "made@1", lost, "all", "seen", None, status=status)
+        board = build_board([bench.root], (), bench.labels).leaderboard
+        less = next(r for r in board.rows if (r.method, r.regime) == ("weak", "seen"))
+        assert less.acc_macro.value < whole.acc_macro.value
+        assert less.imputed == pytest.approx(1 / 3, abs=1e-6)
 
 
 def test_without_pooled_a_failed_cell_stays_missing(bench):
