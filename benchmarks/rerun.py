@@ -42,13 +42,20 @@ class Rerun:
 
 
 def rerun(
-    record: RunRecord, beside: Sequence[RunRecord], salt: str | None, out: Path, device: str, limits: Limits,
+    record: RunRecord,
+    results: Path,
+    beside: Sequence[RunRecord],
+    salt: str | None,
+    out: Path,
+    device: str,
+    limits: Limits,
     progress: Progress,
 ) -> Rerun:
     """Measure a record again into `out / "same"`, and with a salt into `out / "salted"`, with the reference beside it.
 
-    `beside` are records of the same fit, whose measurements are repeated too, since a fit may be asked in turn. Raises
-    RequestError where the method, version or dataset here is not that of the record, MethodError where a cell fails.
+    `results` is the folder of the record, in which the method may not look. `beside` are records of the same fit, whose
+    measurements are repeated too, since a fit may be asked in turn. Raises RequestError where the method, version or
+    dataset here is not that of the record, MethodError where a cell fails.
     """
     must_be_there(device)
     entry, reference = _entries(record)
@@ -68,7 +75,7 @@ def rerun(
         other = salted(ready.data, salt)
         elsewhere = replace(ready, data=other, digest=other.digest, splits={})
         cells += [(_cell(record, [], elsewhere, each, device), out / "salted") for each in (reference, entry)]
-    written = dict(_run(cells, limits, progress))
+    written = dict(_run(cells, limits, results, progress))
     again = next(r for r in written[id(cell)] if _task(r) == _task(record))
     return Rerun(again, cell.fit_key == record.fit_key, other)
 
@@ -100,9 +107,7 @@ def _entries(record: RunRecord) -> tuple[MethodEntry, MethodEntry]:
     return entry, entries[1]
 
 
-def _cell(
-    record: RunRecord, beside: Sequence[RunRecord], ready: Prepared, entry: MethodEntry, device: str
-) -> Cell:
+def _cell(record: RunRecord, beside: Sequence[RunRecord], ready: Prepared, entry: MethodEntry, device: str) -> Cell:
     at, repetition = record.split, Repetition(record.seed)
     split = split_of(ready, repetition)
     asked = sorted({_task(r) for r in [record, *beside]}, key=lambda t: (REGIMES.index(t.regime), t.n_support or 0))
@@ -116,12 +121,12 @@ def _task(record: RunRecord) -> Task:
 
 
 def _run(
-    cells: Sequence[tuple[Cell, Path]], limits: Limits, progress: Progress
+    cells: Sequence[tuple[Cell, Path]], limits: Limits, results: Path, progress: Progress
 ) -> Iterator[tuple[int, list[RunRecord]]]:
     where = {id(cell): folder for cell, folder in cells}
     models = any("backbone" in cell.method.cls.spec.needs for cell, _ in cells)
     tickets = ((cell, lambda cell=cell: build_payload(cell, limits.seconds)) for cell, _ in cells)
-    with LocalExecutor(1, limits, ["benchmarks.preload_models"] if models else []) as executor:
+    with LocalExecutor(1, limits, ["benchmarks.preload_models"] if models else [], results=results) as executor:
         outcome: Outcome
         for cell, outcome in executor.run(tickets):
             progress.ended(cell, outcome)

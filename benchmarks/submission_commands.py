@@ -115,9 +115,8 @@ def rerun(
     with tempfile.TemporaryDirectory(prefix="hetpref-rerun-") as scratch:
         out = Path(scratch)
         try:
-            ran = run_again(
-                told, fellows(told, root), salt, out, device, Limits(time_limit, memory_limit << 20), progress
-            )
+            limits = Limits(time_limit, memory_limit << 20)
+            ran = run_again(told, root, fellows(told, root), salt, out, device, limits, progress)
         finally:
             progress.close()
         found = agreement(told, root, ran.again, out / "same", ran.salted, out / "salted")

@@ -82,7 +82,7 @@ def tune(
     told = _opened(out, suite, extent)
     known: dict[str, dict[str, Any]] = told.pop("known")
     plans = [_plan(suite, name) for name in _names(suite, methods)]
-    entries = [e for e in method_entries(replace(suite, methods=tuple(plans)), None)[0] if e.cls.search]
+    entries = [e for e in method_entries(replace(suite, methods=tuple(plans)), None)[0] if _searchable(e, progress)]
     if not entries:
         raise RequestError(
             f"no method of the suite {suite.name!r} that was asked for has a search space; a method declares one as "
@@ -96,7 +96,7 @@ def tune(
     limits = Limits(suite.time_limit_s, suite.memory_limit_mb << 20)
     saved = time.monotonic()
     try:
-        with LocalExecutor(jobs, limits) as executor:
+        with LocalExecutor(jobs, limits, results=out) as executor:
             for trial, outcome in executor.run(_tickets(todo, limits)):
                 known[trial.key] = _measured(trial, outcome)
                 progress.ended(trial.cell, outcome)
@@ -120,6 +120,21 @@ def _alike(trials: list[_Trial], known: dict[str, dict[str, Any]]) -> Iterator[t
         most = max(map(found.count, set(found)))
         if most > 1 and 2 * most > len(found):
             yield method, dataset, most
+
+
+def _searchable(entry: MethodEntry, progress: Progress) -> bool:
+    """Return whether a method can be tuned; what is wrong with its search space is said, and stops no other."""
+    search, known = entry.cls.search, entry.cls.hyperparameters()
+    try:
+        wrong = [name for name, values in search.items() if name not in known or not list(values)]
+    except (AttributeError, TypeError):
+        wrong = [repr(search)]
+    if wrong:
+        progress.note(
+            f"{entry.cls.spec.name} is left out: its `search` must give values for hyper-parameters that it has "
+            f"({', '.join(known)}); found {', '.join(wrong)}"
+        )
+    return bool(search) and not wrong
 
 
 def _to_be_tried_again(kept: dict[str, Any]) -> bool:

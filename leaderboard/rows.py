@@ -105,10 +105,10 @@ class Row(Place):
     """One row of the table; the metrics are those of protocol.md. Controls and much-imputed rows have no rank.
 
     `imputed` is the share of seeds that took the margins of pooled Bradley-Terry, or ties; `people` the 5, 25, 50, 75
-    and 95 % points of the accuracy of persons; `records` the first 16 characters of the keys of the records it came from.
-    `skipped` counts the seeds that the method was unable to be measured in, which are imputed too; `transductive` tells
-    that it needs support on prompts that seen people compared; `attempts` counts the submissions of the entrant. These
-    three stand in the file where there is such a thing.
+    and 95 % points of the accuracy of persons; `records` the first 16 characters of the keys of the records it came
+    from. `skipped` counts the seeds that the method was unable to be measured in, which are imputed too; `transductive`
+    tells that it needs support on prompts that seen people compared; `attempts` counts the submissions of the entrant.
+    These three stand in the file where there is such a thing.
     """
 
     level: Literal["feature", "backbone", "prompt"]

@@ -137,6 +137,15 @@ def test_a_method_of_which_every_trial_failed_has_no_choice(tmp_path):
     assert any("nothing to choose for pooled-bt" in line for line in progress.said)
 
 
+@pytest.mark.parametrize("search", [{"ridg": (1, 2)}, {"ridge": 3.0}, ["ridge"], {"ridge": ()}])
+def test_a_search_space_that_is_none_is_said_and_stops_no_other(tmp_path, monkeypatch, search):
+    monkeypatch.setattr(find("rfm"), "search", search)
+    wanted = replace(suite(("rfm", {}), ("maxmin-em", {"restarts": 1})), datasets=(DatasetPlan(PLANTED, "tabular@1"),))
+    told = tune(wanted, None, Extent(1, 2, 32), 1, tmp_path / "trials.json", progress := Kept())
+    assert set(told["methods"]) == {"maxmin-em"}
+    assert any(line.startswith("rfm is left out: its `search` must give values") for line in progress.said)
+
+
 class Stopping(Kept):
     """Is stopped by the person after two trials."""
 
