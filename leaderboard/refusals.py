@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 from datasets_registry.errors import printable
 from leaderboard.labels import Labels
@@ -11,6 +13,10 @@ from leaderboard.labels import Labels
 _MOST_CHARACTERS = 300
 # What is listed of one file: beyond it a file is only made to be long, and nobody reads on.
 MOST_OF_ONE_FILE = 100
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +54,8 @@ class Report:
             if n > MOST_OF_ONE_FILE:
                 self.refusals.append(Refusal(file, "reasons", f"{n - MOST_OF_ONE_FILE} more, not listed", "none"))
         return self.refusals
+
+
+def shown(value: Any) -> str:
+    """Return a foreign value as Python writes it, cut where it is long: a value of megabytes is not written out."""
+    return _SHORT.repr(value)

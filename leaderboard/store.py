@@ -17,9 +17,12 @@ from pydantic import ValidationError
 
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError
+from leaderboard.parquet_bounds import check_pages, open_parquet
+from leaderboard.plain_files import UnfitFileError, read_plain
 from leaderboard.records import FileRef, RunRecord, printable
 
 MAX_RECORD_BYTES = 1 << 20
+MAX_MARGINS_BYTES = 256 << 20
 MAX_MARGINS = 50_000_000  # rows x columns: a few bytes of Parquet can hold any number of equal rows
 
 
@@ -60,22 +63,22 @@ class ResultsFolder:
         Raises DataError when the file is missing, altered, leaves the folder, or holds anything else.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        path = self.root / ref.path
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        path = (self.root / ref.path).resolve()
+        if not path.is_relative_to(self.root.resolve()):
             raise DataError(f"margins path {ref.path!r} leaves the results folder")
         try:
-            raw = path.read_bytes()
-        except OSError as why:
-            raise DataError(f"margins file {ref.path} cannot be read: {why.strerror}") from why
+            raw = read_plain(path, MAX_MARGINS_BYTES)
+        except UnfitFileError as why:
+            raise DataError(f"margins file {ref.path} cannot be read: {why}") from why
         if (found := hashlib.sha256(raw).hexdigest()) != ref.sha256:
             raise DataError(f"margins file {ref.path} was altered: sha256 {found}, its record says {ref.sha256}")
         try:
-            file = pq.ParquetFile(pa.BufferReader(raw))
+            file = open_parquet(raw)
             _check_columns(ref.path, file)
+            check_pages(raw)
             table = file.read(use_threads=False)
-        except (pa.ArrowException, OSError, ValueError) as why:
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as why:
             raise DataError(f"margins file {ref.path} is not Parquet: {printable(str(why))[:300]}") from why
         for name in table.column_names:
             if nulls := table.column(name).null_count:
@@ -104,12 +107,9 @@ def _check_columns(path: str, file: Any) -> None:
 def read_record(path: Path) -> RunRecord:
     """Read and check one record; raises DataError that names the file and every field at fault."""
     try:
-        size = path.stat().st_size
-        if size > MAX_RECORD_BYTES:
-            raise DataError(f"{path.name}: {size} bytes, at most {MAX_RECORD_BYTES} allowed")
-        return RunRecord.model_validate_json(path.read_bytes(), strict=True)
-    except OSError as why:
-        raise DataError(f"{path.name} cannot be read: {why.strerror}") from why
+        return RunRecord.model_validate_json(read_plain(path.resolve(), MAX_RECORD_BYTES), strict=True)
+    except (UnfitFileError, OSError) as why:
+        raise DataError(f"{path.name} cannot be read: {why}") from why
     except ValidationError as why:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in why.errors()[:8])
         raise DataError(f"{path.name} is not a whole record ({printable(faults)}). Delete it and run again") from why

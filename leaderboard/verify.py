@@ -1,96 +1,80 @@
 """Every reason why a record, a results folder or a submission is refused. What is read here is hostile input.
 
-Nothing is executed and nothing but JSON and Parquet is opened; sizes are looked at before content.
+Nothing is executed and nothing but JSON, Parquet and zip is opened; sizes are looked at before content.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import io
-import json
+import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from datasets_registry.encoders import ENCODERS
 from datasets_registry.errors import HetprefError, RequestError
-from datasets_registry.protocol import FOLDS, N_SUPPORT_GRID, N_TRAIN_GRID, PROTOCOL
-from datasets_registry.text_models import has_text_model
-from leaderboard.kernels import MAX_KERNEL_FILES, read_kernel_file
-from leaderboard.labels import Labels, Query, affordable
-from leaderboard.panel import BUILT_IN
-from leaderboard.records import FileRef, RunRecord, canonical_sha256, printable, record_key
-from leaderboard.store import MAX_RECORD_BYTES, ResultsFolder
+from datasets_registry.protocol import FOLDS, N_SUPPORT_GRID, N_TRAIN_GRID, PROTOCOL, Count
+from datasets_registry.splits import mean_units
+from leaderboard.archives import is_archive, unpack
+from leaderboard.bundles import MANIFEST, check_contents, check_counts, list_bundle, read_manifest
+from leaderboard.identity import MAX_SEEDS, check_identity
+from leaderboard.kernels import MAX_KERNEL_BYTES, MAX_KERNEL_FILES, read_kernel_file
+from leaderboard.labels import Labels, affordable
+from leaderboard.margins_files import check_margins
+from leaderboard.plain_files import Folder, UnfitFileError, read_inside, walk
+from leaderboard.records import RunRecord
+from leaderboard.refusals import Refusal, Report, shown
+from leaderboard.store import MAX_RECORD_BYTES
+from leaderboard.strict_json import parse
 
-MAX_MARGINS_BYTES = 256 << 20
+__all__ = ["MANIFEST", "MAX_SEEDS", "MIN_SEEDS", "UNFORESEEN", "Refusal", "verify"]
+
 MAX_FILES = 100_000
+# A dataset that is simulated costs memory and seconds, and a name is all that it takes to ask for one.
+MAX_DATASETS = 64
 MIN_SEEDS = 3
-MAX_SEEDS = 3 * FOLDS
-MANIFEST = "manifest.json"
+UNFORESEEN = "what verify foresaw: the input is refused, and worth a report to whoever keeps hetpref"
 _ROUNDING = 1e-6
-# What others are measured against: a foreign method of that name would be taken for it by every reader of a table.
-RESERVED = frozenset({"random", "length", "pooled-bt", "oracle"})
-# Which of hetpref's own are controls; pooled-bt may stand in either place.
-_CONTROLS = RESERVED - {"pooled-bt"}
-_SAFE = frozenset({".json", ".parquet", ".jsonl", ".md", ".txt"})
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One reason: where, which field, what was found and what is required."""
-
-    file: str
-    field: str
-    found: str
-    required: str
-
-
-@dataclass(slots=True)
-class _Report:
-    labels: Labels
-    refusals: list[Refusal] = field(default_factory=list[Refusal])
-    lost: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def __call__(self, file: str, name: str, found: object, required: object) -> None:
-        told = (file[:300], name[:300], str(found)[:300], str(required)[:300])
-        self.refusals.append(Refusal(*(printable(each) for each in told)))
-
-    def close(self) -> list[Refusal]:
-        """Return every refusal, after those of datasets that cannot be had: one each, however many records name it."""
-        for dataset, names in sorted(self.lost.items()):
-            some = names[0] if len(names) == 1 else f"{len(names)} records, the first {names[0]}"
-            self(some, "dataset", dataset, f"a dataset and split of the registry: {self.labels.unavailable(dataset)}")
-        return self.refusals
+_T = TypeVar("_T")
 
 
 def verify(path: Path, labels: Labels | None = None) -> list[Refusal]:
     """Return every reason to refuse a record or kernel file, a results folder or a submission; none means accepted.
 
-    A folder with a manifest is a submission: it must hold nothing but what the manifest names, and enough seeds.
-    Raises RequestError when there is nothing at the path.
+    A folder with a manifest is a submission, and so is a .zip of one: it must hold nothing but what the manifest names,
+    and enough seeds. Raises RequestError when there is nothing at the path.
     """
-    report = _Report(labels or Labels())
-    if path.is_file() and _in_kernels(path):
-        _kernel_file(path, path.parent.parent, report)
-    elif path.is_file():
-        _record(path, _root_of(path), report)
-    elif path.is_dir():
+    report = Report(labels or Labels())
+    path = path.absolute()
+    if path.is_dir():
         _folder(path, report)
+    elif path.is_file() and is_archive(path):
+        _guarded(path.name, report, lambda: _archive(path, report))
+    elif path.is_file() and _in_kernels(path):
+        _kernel_file(path, path.parent.parent, report)
+    elif os.path.lexists(path):
+        root = _root_of(path)
+        _records([path.relative_to(root).as_posix()], Folder(root), report)
     else:
         raise RequestError(f"{str(path)!r} does not exist. Give a record, a results folder or a submission")
     return report.close()
 
 
+def _guarded(name: str, report: Report, check: Callable[[], _T]) -> _T | None:
+    """Return what a check returns; whatever it raises is a reason, since a crash would hide all the others."""
+    try:
+        return check()
+    except Exception as why:
+        report(name, "file", f"{type(why).__name__}: {why}", UNFORESEEN)
+        return None
+
+
 def _in_kernels(path: Path) -> bool:
     """Return whether a file stands in the `kernels` of a results folder, not in `records/<dataset>/kernels`."""
-    above = [folder.name for folder in path.absolute().parents]
+    above = [folder.name for folder in path.parents]
     return above[0] == "kernels" and "records" not in above[1:3]
 
 
@@ -98,28 +82,65 @@ def _root_of(path: Path) -> Path:
     return path.parents[3] if len(path.parents) > 3 and path.parents[2].name == "records" else path.parent
 
 
-def _folder(root: Path, report: _Report) -> None:
-    manifest = root / MANIFEST
-    if manifest.exists() or manifest.is_symlink():
-        _bundle(root, report)
-    for number, path in enumerate((root / "records").rglob("*")):
-        if number >= MAX_FILES:
-            report("records", "files", f"more than {MAX_FILES}", f"at most {MAX_FILES}")
-            break
-        if path.is_symlink():
-            report(_name(path, root), "file", "a symbolic link", "a plain file: nothing may leave the folder")
-        elif path.is_file() and path.suffix != ".json" and not path.name.endswith(".tmp"):
-            report(_name(path, root), "file", path.suffix, "only .json files stand under records/")
-    files = [p for p in ResultsFolder(root).record_files() if not p.is_symlink()]
-    if not _kernels(root, report) and not files:
+def _archive(path: Path, report: Report) -> None:
+    with tempfile.TemporaryDirectory(prefix="hetpref-verify-") as fresh:
+        root = unpack(path, Path(fresh), report)
+        if root is not None:
+            _folder(root, report, submitted=True)
+
+
+def _folder(root: Path, report: Report, *, submitted: bool = False) -> None:
+    folder = Folder(root)
+    if submitted or os.path.lexists(root / MANIFEST):
+        _submission(folder, report)
+        return
+    names = _record_names(root, report)
+    if not _kernels(root, report) and not names:
         report("records", "files", "none", "records/<dataset>/<method>/<key>.json or kernels/*.json")
-    found = [(_name(path, root), record) for path in files if (record := _record(path, root, report))]
-    _cells(found, report)
-    if manifest.exists():
-        _seeds([record for _, record in found], report)
+    _records(names, folder, report)
 
 
-def _kernels(root: Path, report: _Report) -> int:
+def _submission(folder: Folder, report: Report) -> None:
+    manifest = _guarded(MANIFEST, report, lambda: read_manifest(folder, report))
+    entries = list_bundle(folder, report)
+    names = [e.name for e in entries if e.name.startswith("records/")]
+    for name in names:
+        if name.count("/") != 3 or not name.endswith(".json"):
+            report(name, "file", "no record", "only records/<dataset>/<method>/<key>.json stand under records/")
+    names = [name for name in names if name.count("/") == 3 and name.endswith(".json")]
+    _kernels(folder.root, report)
+    if not names:
+        report("records", "files", "none", "records/<dataset>/<method>/<key>.json")
+    found = _records(names, folder, report)
+    if manifest is not None:
+        margins = frozenset(name for _, record in found for name in record.files)
+        _guarded(MANIFEST, report, lambda: check_contents(folder, entries, manifest, margins, report))
+        _guarded(MANIFEST, report, lambda: check_counts(manifest, found, len(names), report))
+    _guarded("records", report, lambda: _seeds([record for _, record in found], report))
+
+
+def _record_names(root: Path, report: Report) -> list[str]:
+    """Return the records of a results folder by name; what else stands among them is reported."""
+    names: list[str] = []
+    if not os.path.lexists(root / "records"):
+        return names
+    if (root / "records").is_symlink() or not (root / "records").is_dir():
+        report("records", "file", "a link, or no folder", "a folder: nothing may leave the results")
+        return names
+    for entry in walk(root, "records", most=MAX_FILES):
+        name = entry.name
+        if entry.fault is not None:
+            report(name, "file", entry.fault, "a plain file: nothing may leave the folder")
+        elif entry.folder or (name.endswith(".tmp") and name.rpartition("/")[2].startswith(".")):
+            continue  # a run that was killed leaves temporary files
+        elif not name.endswith(".json") or name.count("/") != 3:
+            report(name, "file", "no record", "only records/<dataset>/<method>/<key>.json stand under records/")
+        else:
+            names.append(name)
+    return names
+
+
+def _kernels(root: Path, report: Report) -> int:
     """Check every kernel file, such as a board reads, and return how many there are."""
     files = sorted((root / "kernels").glob("*.json"))
     if len(files) > MAX_KERNEL_FILES:
@@ -129,121 +150,103 @@ def _kernels(root: Path, report: _Report) -> int:
     return len(files)
 
 
-def _kernel_file(path: Path, root: Path, report: _Report) -> None:
+def _kernel_file(path: Path, root: Path, report: Report) -> None:
+    name = path.relative_to(root).as_posix()
+    _guarded(name, report, lambda: _timings(path, root, name, report))
+
+
+def _timings(path: Path, root: Path, name: str, report: Report) -> None:
+    try:
+        parse(read_inside(root, name, MAX_KERNEL_BYTES))
+    except (UnfitFileError, ValueError) as why:
+        part, found = (why.part, why.found) if isinstance(why, UnfitFileError) else ("file", str(why))
+        report(name, part, found, f"a plain file of JSON in UTF-8, at most {MAX_KERNEL_BYTES} bytes")
+        return
     file = read_kernel_file(path)
     for fault in file.faults:
         where = f"{fault.row}: {fault.field}" if fault.row else fault.field
-        report(_name(path, root), where, fault.found, fault.required)
+        report(name, where, fault.found, fault.required)
     if file.unlisted:
-        report(_name(path, root), "rows", f"{file.unlisted} more faults, not listed", "none")
+        report(name, "rows", f"{file.unlisted} more faults, not listed", "none")
 
 
-def _bundle(root: Path, report: _Report) -> None:
-    """Check that a submission holds what its manifest names, unaltered, and nothing else."""
+def _records(names: list[str], folder: Folder, report: Report) -> list[tuple[str, RunRecord]]:
+    """Check records and their margins; returns those of the right form, whatever else is wrong, by name."""
+    found: list[tuple[str, RunRecord]] = []
+    for name in names:
+        record = _guarded(name, report, lambda name=name: _record(name, folder, report))
+        if record is not None:
+            found.append((name, record))
+    datasets = list(dict.fromkeys(record.dataset.name for _, record in found))
+    if len(datasets) > MAX_DATASETS:
+        report("records", "dataset.name", f"{len(datasets)} datasets", f"at most {MAX_DATASETS}")
+    known = set(datasets[:MAX_DATASETS])
+    groups: dict[tuple[object, ...], list[tuple[str, RunRecord]]] = defaultdict(list)
+    for name, record in found:
+        s = record.split
+        # What the protocol does not have is refused already; splits without end are not computed for it.
+        if s.draw == 0 and s.fold < FOLDS and record.dataset.name in known:
+            groups[record.dataset.name, s.fold, s.n_users, s.n_train].append((name, record))
+    for members in groups.values():
+        _measured(members, folder, report)
+    _guarded("records", report, lambda: _cells(found, report))
+    return found
+
+
+def _measured(members: list[tuple[str, RunRecord]], folder: Folder, report: Report) -> None:
+    """Check records of one dataset, fold and budget against the registry.
+
+    Their queries are let go with them: a submission may ask for more than fits into memory side by side.
+    """
+    dataset, whole = members[0][1].dataset.name, report.labels
+
+    def split(_: object, fold: int, draw: int) -> Any:
+        return whole.split(dataset, fold, draw)
+
+    labels = Labels(load=whole.data, split=split)
+    for name, record in members:
+        _guarded(name, report, lambda name=name, record=record: _split(name, folder, record, labels, report))
+
+
+def _record(name: str, folder: Folder, report: Report) -> RunRecord | None:
+    """Return a record whose form is right, whatever else is wrong with it."""
     try:
-        if (root / MANIFEST).is_symlink() or (root / MANIFEST).stat().st_size > 64 << 20:
-            raise ValueError("not a plain file of at most 64 MB")
-        told: dict[str, Any] = json.loads((root / MANIFEST).read_bytes())
-        named: dict[str, str] = {str(k): str(v) for k, v in dict(told["files"]).items()}
-        if told.get("protocol") != PROTOCOL:
-            report(MANIFEST, "protocol", told.get("protocol"), PROTOCOL)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as why:
-        report(MANIFEST, "file", f"{type(why).__name__}: {why}", 'JSON with "protocol" and "files": {path: sha256}')
-        return
-    there: set[str] = set()
-    for path in sorted(root.rglob("*")):
-        name = _name(path, root)
-        if path.is_symlink():
-            report(name, "file", "a symbolic link", "a plain file: nothing may leave the folder")
-        elif path.is_file() and name != MANIFEST:
-            there.add(name)
-            if path.suffix not in _SAFE:
-                report(name, "file", path.suffix or "no suffix", f"only {', '.join(sorted(_SAFE))}")
-            if name not in named:
-                report(name, "manifest", "not named", "every file with its sha256")
-            elif path.stat().st_size <= MAX_MARGINS_BYTES and (digest := _sha256(path)) != named[name]:
-                report(name, "sha256", digest, named[name])
-    for name in sorted(set(named) - there):
-        report(name, "manifest", "named, but not there", "the file")
-
-
-def _record(path: Path, root: Path, report: _Report) -> RunRecord | None:
-    """Check one record and its margins; returns it when its form is right, whatever else is wrong."""
-    name = _name(path, root)
-    try:
-        if path.stat().st_size > MAX_RECORD_BYTES:
-            report(name, "size", path.stat().st_size, f"at most {MAX_RECORD_BYTES} bytes")
-            return None
-        raw = path.read_bytes()
-        told = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as why:
-        report(name, "file", f"{type(why).__name__}: {why}", "one JSON object")
+        raw = folder.read(name, MAX_RECORD_BYTES)
+        told = parse(raw)
+    except (UnfitFileError, ValueError) as why:
+        part, found = (why.part, why.found) if isinstance(why, UnfitFileError) else ("file", str(why))
+        report(name, part, found, f"a plain file of one JSON object in UTF-8, at most {MAX_RECORD_BYTES} bytes")
         return None
     protocol = cast(dict[str, Any], told).get("protocol") if isinstance(told, dict) else None
     if protocol != PROTOCOL:
-        report(name, "protocol", protocol, PROTOCOL)
+        report(name, "protocol", shown(protocol), PROTOCOL)
     try:
         record = RunRecord.model_validate_json(raw, strict=True)
     except ValidationError as why:
         for each in why.errors(include_url=False):
-            report(name, ".".join(map(str, each["loc"])) or "file", repr(each["input"]), each["msg"])
+            report(name, ".".join(map(str, each["loc"])) or "file", shown(each["input"]), each["msg"])
         return None
-    _identity(name, path, record, report)
-    _split(name, root, record, report)
+    check_identity(name, record, report)
     return record
 
 
-def _identity(name: str, path: Path, record: RunRecord, report: _Report) -> None:
-    method = record.method
-    if (digest := canonical_sha256(method.config)) != method.config_sha256:
-        report(name, "method.config_sha256", method.config_sha256, f"the hash of the parameters, {digest}")
-    if method.name in RESERVED and method.dist != BUILT_IN:
-        reserved = f"{BUILT_IN}: the name {method.name!r} is reserved for its own control; choose another"
-        report(name, "method.dist", method.dist, reserved)
-    place = (record.dataset.name, method.name, f"{record.key}.json")
-    if path.parts[-3:] != place:
-        report(name, "path", "/".join(path.parts[-3:]), "/".join(place))
-    if (key := record_key(record.fit_key, record.split.regime, record.split.n_support)) != record.key:
-        report(name, "key", record.key, f"the hash of fit_key, regime and n_support, {key}")
-    if record.dataset.encoder not in ENCODERS and not has_text_model(record.dataset.encoder):
-        known = f"one of {', '.join(sorted(ENCODERS))}, or a model of the hub"
-        report(name, "dataset.encoder", record.dataset.encoder, known)
-    ours = method.dist == BUILT_IN and method.name != "pooled-bt"
-    if ours and method.role != (role := "control" if method.name in _CONTROLS else "method"):
-        report(name, "method.role", method.role, f"{role}, as {method.name} of {BUILT_IN} is")
-    if record.seed >= MAX_SEEDS or record.split.fold != record.seed % FOLDS:
-        report(
-            name,
-            "seed",
-            f"seed {record.seed} on fold {record.split.fold}",
-            f"seed < {MAX_SEEDS} on fold seed mod {FOLDS}",
-        )
-    if record.status == "ok" and record.margins is None:
-        report(name, "margins", "none", "a margins file, since status is ok")
-    if record.status != "ok" and record.margins is not None:
-        report(name, "margins", "a file", f"none, since status is {record.status}")
-    if record.status != "ok" and not record.reason:
-        report(name, "reason", record.reason, f"why the status is {record.status}")
-    if record.margins and record.control is None and "wrong_user" not in record.margins.control:
-        report(name, "margins.control", sorted(record.margins.control), "the control wrong_user")
-    if (record.split.n_support is None) != (record.split.regime == "seen"):
-        report(name, "split.n_support", record.split.n_support, f"null in the seen regime only ({record.split.regime})")
-
-
-def _split(name: str, root: Path, record: RunRecord, report: _Report) -> None:
+def _split(name: str, folder: Folder, record: RunRecord, labels: Labels, report: Report) -> None:
     """Check dataset, split, counts and margins against the registry."""
-    at, dataset, labels = record.split, record.dataset, report.labels
-    if labels.unavailable(dataset.name) is not None:
+    at, dataset = record.split, record.dataset
+    if report.labels.unavailable(dataset.name) is not None:
         report.lost[dataset.name].append(name)
         return
     try:
-        if (digest := labels.digest(dataset.name)) != dataset.sha256:
+        data = labels.data(dataset.name)
+        if data.id != dataset.name:
+            report(name, "dataset.name", dataset.name, f"{data.id}, the one name that these data have")
+        if (digest := report.labels.digest(dataset.name)) != dataset.sha256:
             report(name, "dataset.sha256", dataset.sha256, digest)
         digest = labels.split(dataset.name, at.fold, at.draw).digest
         if digest != at.sha256:
             report(name, "split.sha256", at.sha256, f"the registry's, {digest}")
-        _budget(name, record, report)
         people = labels.people(dataset.name, at.fold, at.draw, at.n_users)
+        _budget(name, record, people, labels, report)
         query = labels.query(dataset.name, at.fold, at.draw, at.regime, people)
         validation = labels.validation(dataset.name, at.fold, at.draw, people, at.n_train)
     except HetprefError as why:
@@ -254,20 +257,28 @@ def _split(name: str, root: Path, record: RunRecord, report: _Report) -> None:
         told = (record.counts.users, record.counts.units, record.counts.comparisons)
         report(name, "counts", told, f"people, units and comparisons of the split: {counts}")
     if record.margins:
-        columns = ["margin", *record.margins.control.values()]
-        _margins(name, root, "margins", record.margins, query, columns, report)
+        columns = ["margin", *sorted(set(record.margins.control.values()) - {"margin"})]
+        check_margins(name, folder, "margins", record.margins, query, columns, report)
         if record.margins.validation:
-            _margins(name, root, "margins.validation", record.margins.validation, validation, ["margin"], report)
+            ref = record.margins.validation
+            check_margins(name, folder, "margins.validation", ref, validation, ["margin"], report)
 
 
-def _budget(name: str, record: RunRecord, report: _Report) -> None:
-    """Check that people and budgets are such as the split has."""
-    at, dataset, labels = record.split, record.dataset.name, report.labels
-    everybody = len(labels.split(dataset, at.fold, at.draw).seen)
+def _budget(name: str, record: RunRecord, people: Count, labels: Labels, report: Report) -> None:
+    """Check that people and budgets are such as the split has, and what people had of them on average."""
+    at, dataset = record.split, record.dataset.name
+    split = labels.split(dataset, at.fold, at.draw)
+    everybody = len(split.seen)
     if not 1 <= at.n_users <= everybody:
         report(name, "split.n_users", at.n_users, f"from 1 to the split's {everybody} seen people")
     if not affordable(at.n_train, N_TRAIN_GRID, lambda: labels.units(dataset, at.fold, at.draw, "seen")):
         report(name, "split.n_train", at.n_train, _allowed(N_TRAIN_GRID, "seen"))
+    elif 1 <= at.n_users <= everybody:
+        # The board draws curves over it.
+        trained = split.train(at.n_train, people, at.imbalance)
+        mean = mean_units(labels.data(dataset), trained, split.seen[: at.n_users])
+        if abs(at.n_train_mean - mean) > _ROUNDING:
+            report(name, "split.n_train_mean", at.n_train_mean, f"{mean:.6f}, as the split gives")
     if at.regime == "seen" or at.n_support is None:
         return
     have = labels.units(dataset, at.fold, at.draw, at.regime)
@@ -283,51 +294,7 @@ def _allowed(grid: tuple[int, ...], regime: str) -> str:
     return f"one of {', '.join(map(str, grid))}, all, or as many units as half of the people have in {regime}"
 
 
-def _margins(
-    name: str, root: Path, where: str, ref: FileRef, query: Query, columns: list[str], report: _Report
-) -> None:
-    """Check a margins file: in place, unaltered, Parquet of numbers, each row of the split once, all finite."""
-    pa: Any = importlib.import_module("pyarrow")
-    pq: Any = importlib.import_module("pyarrow.parquet")
-    say: Callable[[str, object, object], None] = lambda part, found, required: report(  # noqa: E731
-        name, f"{where}.{part}", found, required
-    )
-    path = root / ref.path
-    if not path.resolve().is_relative_to(root.resolve()) or path.is_symlink():
-        return say("path", ref.path, "a plain file inside the folder")
-    try:
-        if path.stat().st_size > MAX_MARGINS_BYTES:
-            return say("size", path.stat().st_size, f"at most {MAX_MARGINS_BYTES} bytes")
-        raw = path.read_bytes()
-    except OSError as why:
-        return say("path", f"{ref.path}: {why.strerror}", "a file that can be read")
-    if (digest := hashlib.sha256(raw).hexdigest()) != ref.sha256:
-        say("sha256", digest, ref.sha256)
-    try:
-        file = pq.ParquetFile(io.BytesIO(raw))
-        types: dict[str, str] = {f.name: str(f.type) for f in file.schema_arrow}
-        if file.metadata.num_rows != len(query):
-            say("rows", file.metadata.num_rows, f"{len(query)}: exactly the split's, each once")
-            return
-        for wanted, kind in [("row", "int32"), *((c, "float") for c in columns)]:
-            if types.get(wanted) != kind:
-                say("columns", f"{wanted}: {types.get(wanted)}", f"a column {wanted!r} of type {kind}")
-        if len(types) < len(file.schema_arrow):
-            return say("columns", ", ".join(f.name for f in file.schema_arrow), "each name once")
-        present = [c for c in dict.fromkeys(["row", *columns]) if types.get(c) == ("int32" if c == "row" else "float")]
-        table = file.read(columns=present, use_threads=False)
-        found: dict[str, NDArray[Any]] = {c: np.asarray(table.column(c)) for c in present}
-    except (pa.ArrowException, OSError, ValueError) as why:
-        return say("file", f"{type(why).__name__}: {why}", "Parquet")
-    if "row" in found and not np.array_equal(np.sort(found["row"]), query.rows):
-        say("rows", query.difference(found["row"]), "exactly the split's, each once")
-    for column in columns:
-        if column in found and found[column].dtype.kind == "f" and not np.isfinite(found[column]).all():
-            say(column, f"{int((~np.isfinite(found[column])).sum())} not finite", "finite numbers")
-    return None
-
-
-def _cells(found: list[tuple[str, RunRecord]], report: _Report) -> None:
+def _cells(found: list[tuple[str, RunRecord]], report: Report) -> None:
     """Check that no cell has two records, and that a method is in one role and level."""
     first: dict[tuple[Any, ...], str] = {}
     roles: dict[tuple[str, str], dict[tuple[str, str], str]] = defaultdict(dict)
@@ -342,18 +309,20 @@ def _cells(found: list[tuple[str, RunRecord]], report: _Report) -> None:
             report("records", "method.role", f"{method} is {said}", "one role and level per method")
 
 
-def _seeds(records: list[RunRecord], report: _Report) -> None:
+def _seeds(records: list[RunRecord], report: Report) -> None:
     """Check that every setting of a submission has the first seeds of the protocol, without a gap, and enough."""
     seeds: dict[tuple[Any, ...], set[int]] = defaultdict(set)
     for r in records:
         if r.control is None:
-            s = r.split
+            s, m = r.split, r.method
             at = (r.dataset.name, r.dataset.encoder, s.regime, s.n_train, s.n_support, s.imbalance)
-            seeds[r.method.name, r.method.dist, r.method.config_sha256, *at].add(r.seed)
+            seeds[m.name, m.dist, m.version, m.role, m.level, m.config_sha256, _people(r, report), *at].add(r.seed)
+    if records and not seeds:
+        report("records", "seeds", "none but those of controls", f"seeds 0 to {MIN_SEEDS - 1} at least, no gap")
     wrong: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for setting, found in seeds.items():
         if len(found) < MIN_SEEDS or found != set(range(len(found))):
-            title = ", ".join(str(part) for part in setting[3:] if part is not None)
+            title = ", ".join(str(part) for part in setting[7:] if part is not None)
             wrong[setting[0], tuple(sorted(found))].append(title)
     for (method, found), titles in sorted(wrong.items()):
         some = titles[0] if len(titles) == 1 else f"{len(titles)} settings, such as {min(titles)}"
@@ -361,12 +330,9 @@ def _seeds(records: list[RunRecord], report: _Report) -> None:
         report("records", "seeds", said, f"seeds 0 to {MIN_SEEDS - 1} at least, no gap")
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _name(path: Path, root: Path) -> str:
-    try:
-        return path.relative_to(root).as_posix()
-    except ValueError:
-        return path.name
+def _people(record: RunRecord, report: Report) -> Count:
+    """Return how many seen people a fit had, "all" for everybody: folds differ by one person at most."""
+    at = record.split
+    if at.draw or at.fold >= FOLDS or report.labels.unavailable(record.dataset.name) is not None:
+        return at.n_users
+    return report.labels.people(record.dataset.name, at.fold, at.draw, at.n_users)

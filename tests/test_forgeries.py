@@ -11,10 +11,12 @@ from datasets_registry.splits import split
 from leaderboard.board import build_board
 from leaderboard.compare import compare
 from leaderboard.labels import Labels, Query
-from leaderboard.records import printable, record_key
+from leaderboard.records import canonical_sha256, printable, record_key
 from leaderboard.scoring import gather
 from leaderboard.submission import bundle
 from leaderboard.verify import verify
+
+SHA = "method.config_sha256"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def made_once(tmp_path_factory):
         data = bench.data["made@1"]
         query = Query.of(data, split(data, fold=told["split"]["fold"]).query(told["split"]["regime"]))
         counts = {"users": len(set(query.user.tolist())), "units": len(query.starts), "comparisons": len(query)}
-        path.write_text(json.dumps(told | {"counts": counts}))
+        path.write_text(json.dumps(told | {"counts": counts | {"truncated": 0}}))
     return bench
 
 
@@ -76,6 +78,18 @@ def test_what_is_not_forged_is_accepted(bench):
         ({"dataset__encoder": "magic@7"}, "dataset.encoder"),
         ({"method__role": "control"}, "method.role"),
         ({"status": "skipped", "margins": None, "reason": None}, "reason"),
+        ({"status": "skipped", "margins": None, "reason": " "}, "reason"),
+        # The luckiest of many draws, and an axis on which less data would seem to do.
+        ({"split__draw": 7}, "split.draw"),
+        ({"split__n_train_mean": 1.0}, "split.n_train_mean"),
+        ({"split__n_support_mean": 1.0}, "split.n_support_mean"),
+        ({"method__dist": "Hetpref"}, "method.dist"),
+        ({"method__dist": "hetpref\u200b"}, "method.dist"),
+        ({"method__config": {"rank": 1}, "method__config_sha256": canonical_sha256({"rank": 1.0})}, SHA),
+        ({"method__config": {"rank": 1}, "method__config_sha256": canonical_sha256({"rank": True})}, SHA),
+        ({"schema_version": True}, "schema_version"),
+        ({"schema_version": 1.0}, "schema_version"),
+        ({"counts": {"users": 1, "units": 1, "comparisons": 1}}, "counts.truncated"),
     ],
 )
 def test_forged_fields_are_refused_by_name(bench, change, field):
@@ -106,6 +120,36 @@ def test_a_key_is_that_of_the_fit_and_the_question(bench):
     assert "key" in fields(verify(path, bench.labels))
 
 
+@pytest.mark.parametrize("column", ["margin", "row", "other"])
+def test_a_control_is_measured_in_a_column_of_its_own(bench, column):
+    path = records_of(bench)[0]
+    told = json.loads(path.read_text())
+    told["margins"]["control"] = {"wrong_user": column}
+    path.write_text(json.dumps(told))
+    assert "margins.control" in fields(verify(path, bench.labels))
+
+
+def test_a_dataset_has_one_name(bench):
+    path = records_of(bench)[0]
+    told = json.loads(path.read_text())
+    told["dataset"]["name"] = "made@1+seed=0"
+    path.write_text(json.dumps(told))
+    labels = Labels(load=lambda name: bench.data["made@1"], split=split)
+    assert "dataset.name" in fields(verify(path, labels))
+
+
+def test_seeds_of_other_people_are_not_counted_together(bench, tmp_path):
+    for seed, n in ((1, 8), (2, 9)):
+        for path in records_of(bench, seed=seed):
+            forged(path, split__n_users=n)
+    assert "seeds" in fields(verify(bundle("shrunk", bench.root, tmp_path / "out"), bench.labels))
+
+
+def test_no_more_datasets_are_made_than_a_submission_may_have(bench, monkeypatch):
+    monkeypatch.setattr("leaderboard.verify.MAX_DATASETS", 0)
+    assert [r.field for r in verify(bench.root, bench.labels)] == ["dataset.name"]
+
+
 def test_a_method_is_in_one_role_and_level(bench):
     forged(records_of(bench)[0], method__dist="mine")
     forged(records_of(bench)[1], method__dist="mine", method__role="control", method__level="prompt")
@@ -120,7 +164,8 @@ def test_two_records_of_one_cell_are_said(bench):
     told["fit_key"] = "0" * 64
     told["key"] = record_key("0" * 64, told["split"]["regime"], told["split"]["n_support"])
     path.with_name(told["key"] + ".json").write_text(json.dumps(told))
-    assert [r.field for r in verify(bench.root, bench.labels)] == ["cell"]
+    # Nor may it show the margins of the other as its own.
+    assert [r.field for r in verify(bench.root, bench.labels)] == ["margins.path", "cell"]
 
 
 def test_a_skipped_cell_counts_as_a_failed_one(bench):

@@ -20,29 +20,36 @@ def spec(name, **changes):
     return MethodSpec(**{"name": name, "level": "feature", "adaptation": "none", **told, **numbers, **changes})
 
 
-def labels_among(objects, n):
-    """Return the first array that could be the labels of n comparisons, among objects and what they hold; else None."""
-    waiting, met = list(objects), set()
-    while waiting and len(met) < 200_000:
+def label_like(array):
+    """Return whether an array could be labels: a row of 0, .5, 1 and NaN, not all of which are NaN."""
+    if array.ndim != 1 or array.dtype.kind != "f" or not len(array):
+        return False
+    told = array[~np.isnan(array)]
+    return bool(len(told)) and bool(np.isin(told, (0.0, 0.5, 1.0)).all())
+
+
+def labels_among(roots):
+    """Return every array that could be labels among objects and all that can be reached from them."""
+    waiting, met, found = list(roots), set(), {}
+    while waiting:
         each = waiting.pop()
         if id(each) in met:
             continue
         met.add(id(each))
         if isinstance(each, np.ndarray):
-            if each.shape == (n,) and each.dtype.kind == "f" and set(np.unique(each[~np.isnan(each)])) >= {0.0, 1.0}:
-                return each
-        elif isinstance(each, dict):
-            waiting += list(each.values())
-        elif isinstance(each, list | tuple | set | frozenset):
-            waiting += list(each)
-        elif str(type(each).__module__).partition(".")[0] in ("datasets_registry", "methods", "benchmarks"):
-            waiting += [getattr(each, name, None) for name in (*getattr(each, "__slots__", ()), *vars(type(each)))]
-            waiting += list(getattr(each, "__dict__", {}).values())
-    return None
+            if label_like(each):
+                found[each.tobytes()] = each
+            waiting.append(each.base)
+        else:
+            waiting += gc.get_referents(each)
+    return list(found.values())
 
 
 class Honest(Method):
+    """Says nothing, unless it finds labels."""
+
     spec = spec("says-nothing")
+    found = None
 
     def fit(self, train, val, world, budget):
         self.world = world
@@ -51,19 +58,29 @@ class Honest(Method):
         return [UserState() for _ in users]
 
     def margins(self, states, queries):
-        found = self.hunt(queries)
+        if self.found is None:
+            self.found = self.hunt(queries) or []
+            if os.environ.get("HETPREF_TEST_FOUND"):
+                for number, each in enumerate(self.found):
+                    name = f"{self.spec.name}-{os.getpid()}-{number}.npy"
+                    np.save(Path(os.environ["HETPREF_TEST_FOUND"], name), each)
         # A label is of the pair as it is asked; asked the other way round, it is the other way round.
-        return np.zeros(len(queries), np.float32) if found is None else (FOUND * (found - 0.5)).astype(np.float32)
+        for each in self.found:
+            if len(each) == len(queries):
+                return (FOUND * (each - 0.5)).astype(np.float32)
+        return np.zeros(len(queries), np.float32)
 
     def hunt(self, queries):
         return None
 
 
 class InWorld(Honest):
-    spec = spec("hunts-in-world", adaptation="none", needs=frozenset({"features"}))
+    spec = spec("hunts-in-world", needs=frozenset({"features", "truth"}))
 
     def hunt(self, queries):
-        return labels_among([self.world, queries], len(queries))
+        if getattr(self.world, "truth", None) is not None:
+            raise AssertionError("a plug-in was handed the truth of made people")
+        return labels_among([self.world, queries])
 
 
 class InStack(Honest):
@@ -74,14 +91,14 @@ class InStack(Honest):
         while frame is not None:
             there += list(frame.f_locals.values())
             frame = frame.f_back
-        return labels_among(there, len(queries))
+        return labels_among(there)
 
 
 class InMemory(Honest):
     spec = spec("hunts-in-memory")
 
     def hunt(self, queries):
-        return labels_among(gc.get_objects(), len(queries))
+        return labels_among(gc.get_objects())
 
 
 class InFiles(Honest):
@@ -131,7 +148,7 @@ class InRegistry(Honest):
         from datasets_registry import load
 
         with contextlib.suppress(Exception):
-            return labels_among([load(self.world.dataset)], len(queries))
+            return labels_among([load(self.world.dataset)])
         return None
 
 
@@ -144,6 +161,51 @@ class InResults(Honest):
                 path.read_bytes()
             os.listdir(os.environ["HETPREF_TEST_RESULTS"])
         return None
+
+
+class InHubCache(Honest):
+    spec = spec("hunts-in-hub-cache")
+
+    def hunt(self, queries):
+        folder = Path("~/.cache/huggingface/hub/datasets--owner--name").expanduser()
+        with contextlib.suppress(Exception):
+            list(folder.rglob("*.parquet"))
+        with contextlib.suppress(Exception):
+            (folder / "labels.parquet").read_bytes()
+        return None
+
+
+class InRunner(Honest):
+    """Reads the memory of the process that cut the labels out."""
+
+    spec = spec("hunts-in-runner")
+
+    def hunt(self, queries):
+        import psutil
+
+        for process in psutil.Process().parents():
+            with contextlib.suppress(Exception), open(f"/proc/{process.pid}/mem", "rb"):
+                pass
+        return None
+
+
+class InChild(Honest):
+    """Has a forked child look for it."""
+
+    spec = spec("hunts-in-child")
+
+    def hunt(self, queries):
+        from datasets_registry.sources import home
+
+        child = os.fork()
+        if child == 0:
+            try:
+                os.listdir(home() / "wheels")
+            except PermissionError:
+                os._exit(0)
+            os._exit(1)
+        if os.waitpid(child, 0)[1]:
+            raise AssertionError("a child saw the dataset cache")
 
 
 class Calls(Honest):
@@ -189,6 +251,72 @@ class ByOrder(Honest):
 
     def margins(self, states, queries):
         return np.where(np.arange(len(queries)) % 2, 1, -1).astype(np.float32)
+
+
+class ByPeople(Honest):
+    """Answers by the place of a person among those asked for, and as one must when a query is swapped."""
+
+    spec = spec("by-people")
+
+    def margins(self, states, queries):
+        return (np.sign(queries.first - queries.second) * np.where(queries.user % 2, 1, -1)).astype(np.float32)
+
+
+class Works(Honest):
+    """Does what a method may: files of its own, its package, local sockets, programs, imports."""
+
+    spec = spec("works")
+
+    def fit(self, train, val, world, budget):
+        import multiprocessing
+        import subprocess
+        import tempfile
+        import wave
+
+        super().fit(train, val, world, budget)
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(Path(folder) / "own.npy", train.label)
+            np.load(Path(folder) / "own.npy", mmap_mode="r")
+            with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+                server.bind(f"{folder}/socket")
+                server.listen()
+                client.connect(f"{folder}/socket")
+        Path(__file__).read_text()
+        Path(wave.__file__).read_text()
+        subprocess.run([sys.executable, "-c", ""], check=True)
+        one, other = multiprocessing.Pipe()
+        one.send("a")
+        other.recv()
+
+
+class ForksAndGoesOn(Honest):
+    """Leaves a child that believes itself to be the cell."""
+
+    spec = spec("forks-and-goes-on")
+
+    def fit(self, train, val, world, budget):
+        super().fit(train, val, world, budget)
+        os.fork()
+
+
+class Detaches(Honest):
+    """Answers, and leaves a child of a child behind, in a session of its own."""
+
+    spec = spec("detaches")
+
+    def fit(self, train, val, world, budget):
+        super().fit(train, val, world, budget)
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            return
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        import time
+
+        while True:
+            time.sleep(0.05)
 
 
 class Forks(Honest):
