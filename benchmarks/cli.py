@@ -136,6 +136,10 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, max=15, help="Repetitions; seed s runs on fold s mod 5.")] = None,
     encoder: Annotated[str | None, typer.Option(metavar="ID", help="See all datasets through this encoder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, for methods that can use it.")] = None,
+    lm: Annotated[
+        str | None,
+        typer.Option("--lm", metavar="NAME", help="The language model of prompt methods, as hf:OWNER/NAME."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Cells side by side, one thread each: one per core, or 1 on a GPU.")
     ] = None,
@@ -168,11 +172,13 @@ def run(
         raise RequestError(f"--record is for experiments ({', '.join(EXPERIMENTS)}), and {suite!r} is none")
     from benchmarks.display import LiveProgress
     from benchmarks.kernel_step import measure_kernels
+    from benchmarks.language_model import answered_by
     from benchmarks.runner import Options, run_suite
     from benchmarks.suites import load_suite, narrowed
 
     limits = {"seeds": seeds, "device": device, "time_limit_s": time_limit, "memory_limit_mb": memory_limit}
     wanted = narrowed(load_suite(suite), split_names(datasets), encoder, **limits)
+    wanted = answered_by(wanted, split_names(methods), lm)
     folder = out or Path("results") / wanted.name
     # Side by side on one GPU, cells would take each other's memory, and their timings would mean nothing.
     by_itself = 1 if wanted.device.startswith("cuda") else os.cpu_count() or 1

@@ -15,7 +15,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _CATALOG = "methods.catalog"
 # Rooms of `methods` that count only for the methods that use them. Backbone methods run on the kernels; both are edited
 # for speed more often than others.
-_ROOMS = {"backbone": ("backbone", "lowrank"), "lowrank": ("lowrank",)}
+_ROOMS = {"backbone": ("backbone", "lowrank"), "lowrank": ("lowrank",), "prompt": ("prompt",)}
 _ROOM_FILES = (".py", ".cpp", ".h", ".json")
 # Of the runner, only what cuts the payload and asks the questions; how processes are kept or shown moves no margin.
 _OF_THE_RUNNER = ("cells", "cell_process", "choice_sets", "payloads")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.options import split_names
+
 app = typer.Typer(help="Write what was fitted in the files of other programs.", no_args_is_help=True)
 
 
@@ -54,3 +56,32 @@ def peft(
         saved=saved,
     )
     print(export_adapter(wanted, user, out, n_support=count("--n-support", n_support, least=0), save=save))
+
+
+@app.command()
+def lm_eval(
+    datasets: Annotated[str, typer.Option("--datasets", metavar="A,B", help="Whose comparisons to ask about.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A folder for the tasks.")],
+    seed: Annotated[int, typer.Option(min=0, max=14, help="As in a run; seed s is fold s mod 5.")] = 0,
+    n_train: Annotated[str, typer.Option(metavar="N", help="Units told of a seen person, or all.")] = "all",
+    n_support: Annotated[int, typer.Option(min=0, help="Units told of a person who was not seen in training.")] = 2,
+    history_tokens: Annotated[int, typer.Option(min=0, help="The most tokens of a history, the newest kept.")] = 1024,
+    response_tokens: Annotated[int, typer.Option(min=4, help="Answers in a history are cut to so many tokens.")] = 128,
+) -> None:
+    """Write tasks for lm-eval, one per dataset and regime, that ask a language model about each person.
+
+    Example: hetpref export lm-eval --datasets electricity,llmfao --out tasks
+
+    Then: lm_eval --include_path tasks --tasks hetpref_electricity_unseen --model hf --model_args pretrained=MODEL
+    """
+    from benchmarks.lm_eval_bridge.export import Exported, export_tasks
+    from benchmarks.peft_export import count
+
+    settings = Exported(
+        seed=seed,
+        n_train=count("--n-train", n_train, least=1),
+        n_support=n_support,
+        history_tokens=history_tokens,
+        response_tokens=response_tokens,
+    )
+    print(export_tasks(split_names(datasets) or [], out, settings))

@@ -14,7 +14,10 @@ _START = """# Methods
 Made by `hetpref methods --page docs/methods.md` from the specs in `methods/catalog/`; what stands there is what is
 measured. Numbers of parameters: d features (or the width of the trunk), n people, L adapted layers; the other letters
 are hyper-parameters. A *feature* method works on an encoder's frozen output, a *backbone* method trains inside the
-encoder's own model. Controls stand in every table and are never ranked. Search: what `hetpref tune` may try.
+encoder's own model. Controls stand in every table and are never ranked. *Search* is what
+`hetpref tune` may try, at most 20 configurations of every method, one of which then serves all datasets. What `fit`
+*chooses itself* it chooses within each of them, and anew for every dataset, seed and amount of training data: a method
+that does so is tuned more finely than the number of configurations says.
 
 """
 _COLUMNS = ("method", "source", "level", "a person's part", "shared parameters", "per person")
@@ -52,9 +55,11 @@ def _told(spec: MethodSpec) -> Iterable[str]:
     yield f"- Options: {_options(cls.hyperparameters()) or 'none'}."
     if cls.search:
         yield f"- Search: {_options({key: list(values) for key, values in cls.search.items()})}."
+    if cls.chooses:
+        yield f"- Chooses itself: {escaped(cls.chooses)}."
     yield f"- Deviations: {escaped(spec.deviations)}."
     for name, why in sorted(spec.expected_failures.items()):
-        yield f"- Expected failure of `hetpref check`, \"{escaped(name)}\": {escaped(why)}."
+        yield f'- Expected failure of `hetpref check`, "{escaped(name)}": {escaped(why)}.'
 
 
 def _options(values: dict[str, object]) -> str:

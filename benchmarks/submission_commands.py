@@ -15,7 +15,9 @@ from datasets_registry.errors import RequestError
 
 
 def verify(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Records, bundles (a folder or a .zip), or results folders.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Records, bundles (a folder or a .zip), or results folders.")
+    ],
     as_json: JsonFlag = False,
 ) -> None:
     """Print every reason why records or a submission are refused.

@@ -58,9 +58,12 @@ class Batches:
         return found
 
     def steps(self, total: int) -> Iterator[tuple[Array, bool]]:
-        """Yield the rows of `total` batches, pass after pass, and whether a batch is the last of its pass."""
+        """Yield the rows of `total` batches, pass after pass, and whether a batch is the last of its pass.
+
+        An empty table has no batch, so nothing is yielded.
+        """
         number = 0
-        while total > 0:
+        while total > 0 and len(self.table):
             order = self.epoch(number)
             for place, rows in enumerate(order[:total], start=1):
                 yield rows, place == len(order)

@@ -13,7 +13,7 @@ the order of margins to decide and not their size, which the leaderboard calibra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,11 @@ class Pairs:
         """Return the pairs of some of the people, in the order given."""
         return Pairs.of(self.world, Histories.group(self.histories.table, positions), self.scale)
 
+    def as_one(self) -> Pairs:
+        """Return the same rows as if one person had said them all."""
+        table = self.histories.table.for_users(np.zeros(len(self), np.int32))
+        return replace(self, histories=Histories(table, np.array([0, len(self)], np.int64)))
+
 
 def feature_scale(world: World, table: Comparisons) -> Float32:
     """Return 1 / root mean square of each feature's difference, float32 [d]; features that hardly differ are capped."""
@@ -157,6 +162,17 @@ def person_draws(histories: Histories, k: int, seed: int) -> Float64:
     return ndtri(((draws >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53)
 
 
+def some_people(histories: Histories, most: int, *salt: str | int) -> NDArray[np.int64]:
+    """Return the positions of at most `most` people, sorted: drawn by `salt` and by what they compared.
+
+    As with `person_draws`, neither renaming people nor another order of them changes who is drawn.
+    """
+    if len(histories) <= most:
+        return np.arange(len(histories))
+    key = mix(person_keys(histories), np.full(len(histories), seed_of("people", *salt), np.uint64))
+    return np.sort(np.argsort(key, kind="stable")[:most])
+
+
 def sigmoid(margin: Array) -> Array:
     """Return 1 / (1 + exp(-margin)) without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * margin))
@@ -181,9 +197,12 @@ def calibrated_nll(margin: Array, table: Comparisons) -> float:
 
 
 def held_out(val: Comparisons, users: Array) -> Comparisons:
-    """Return the validation rows of people in `users` (sorted user rows), `user` being the position there."""
+    """Return the validation rows of people in `users` (sorted user rows), `user` being the position there.
+
+    Rows of weight 0 are left out: with nothing else there is nothing to choose by, as with no row at all.
+    """
     at = places(users, val.user)
-    known = at >= 0
+    known = (at >= 0) & (val.weight > 0)
     return val.take(known).for_users(at[known])
 
 
@@ -218,6 +237,7 @@ def pooled(
 
 def pooled_chosen(pairs: Pairs, val: Comparisons, strengths: Sequence[float] = STRENGTHS) -> tuple[Float64, float]:
     """Return the pooled fit and the ridge with the smallest macro validation NLL; strong to weak, warm-started."""
+    val = val.take(val.weight > 0)
     if not len(val):
         return pooled(pairs, 1.0), 1.0
     best: tuple[float, Float64, float] | None = None

@@ -12,13 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets_registry.errors import MethodError, RequestError
 from datasets_registry.records import Comparisons, Float32, Items, Truth
+
+if TYPE_CHECKING:
+    from methods.limits import Limits
 
 Array = NDArray[Any]
 Level = Literal["feature", "backbone", "prompt"]
@@ -195,12 +198,14 @@ class Method(ABC):
     `__init__` takes keyword-only hyper-parameters with the published defaults and stores them untouched under their own
     names; validation is in `fit`; what is learned ends in `_` (arrays, numbers, strings), which is all that the default
     `save` and `load` need. `fit` must keep the world as `self.world`. `search` gives, for hyper-parameters that `fit`
-    does not choose itself, the values that tuning may try (`hetpref tune`). A method that cannot serve what it is asked
-    by its own nature raises `UnableError`: that measurement is skipped, with the reason.
+    does not choose itself, the values that tuning may try (`hetpref tune`); `chooses` says what `fit` does choose, anew
+    in every trial and every cell. A method that cannot serve what it is asked by its own nature raises `UnableError`:
+    that measurement is skipped, with the reason.
     """
 
     spec: ClassVar[MethodSpec]
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    chooses: ClassVar[str] = ""
     world: World
 
     @abstractmethod
@@ -228,6 +233,10 @@ class Method(ABC):
         accepted = list(inspect.signature(cls).parameters.values())
         return {p.name: p.default for p in accepted if p.kind is p.KEYWORD_ONLY}
 
+    def limits(self) -> Limits:
+        """Return by option what is allowed; `fit` refuses the rest with `methods.limits.must_hold`."""
+        return {}
+
     @property
     def config(self) -> dict[str, Any]:
         """Return the hyper-parameters as they were given."""
@@ -239,7 +248,10 @@ class Method(ABC):
 
     @property
     def n_trained(self) -> int:
-        """Return the number of trained shared parameters; override where a table of users is among them."""
+        """Return the number of trained shared parameters, by default of all learned arrays of floats.
+
+        Override it where a feature scale, a constant or a table of users is among them: those are not trained.
+        """
         return sum(a.size for a in self._learned_arrays().values() if a.dtype.kind == "f")
 
     @property
@@ -342,5 +354,3 @@ def unstack(**arrays: Array) -> list[UserState]:
     """Return one state per row of the given arrays, each [n_states, ...]."""
     names = list(arrays)
     return [UserState(dict(zip(names, row, strict=True))) for row in zip(*arrays.values(), strict=True)]
-
-

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets_registry.errors import RequestError
-from datasets_registry.protocol import generator, mix, seed_of
+from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float64
-from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, nll, person_keys, sigmoid
+from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, nll, sigmoid, some_people
 from methods.interface import Array, Budget, World
+from methods.limits import ABOVE, Limits, must_hold, number, one_of, or_none, whole
 from methods.linear_factors import LinearFactors
 
 RIDGES: tuple[float, ...] = (1.0, 2.0, 0.5, 4.0, 0.25, 8.0)
@@ -57,9 +57,10 @@ class JointFactors(LinearFactors):
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Learn V and c; a rank above d is cut to d, where it already is any linear reward."""
-        self._check()
+        must_hold(self, self.limits())
         pairs, users = self.begin(world, train)
-        few, part = _some_people(pairs, budget.seed)
+        part = some_people(pairs.histories, _TUNING_PEOPLE, "joint-factors", budget.seed)
+        few = pairs if len(part) == pairs.n_users else pairs.of_users(part)
         basis = STARTS[self.start](few, min(self.rank, len(pairs.scale)), budget.seed)
         val = held_out(val, users[part])
         found, self.ridge_ = self._fitted(few, begun(few, basis), val, budget)
@@ -67,6 +68,16 @@ class JointFactors(LinearFactors):
             found = train_joint(pairs, begun(pairs, found.basis), self._penalties(self.ridge_), 15)
         self.basis_ = found.basis.astype(np.float32)
         self.empty_ = found.centre.astype(np.float32)
+
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        return {
+            "rank": whole(),
+            "start": one_of(*STARTS),
+            "ridge": or_none(ABOVE, ", to choose it on validation"),
+            "norm_penalty": number(),
+            "iterations": whole(0),
+        }
 
     def infer(self, problem: Logistic, budget: Budget) -> Float64:
         """Return a_u [n_users, K]: logistic regression on V^T x, with the prior of training."""
@@ -102,16 +113,6 @@ class JointFactors(LinearFactors):
 
     def _penalties(self, ridge: float) -> Penalties:
         return Penalties(ridge, self.norm_penalty)
-
-    def _check(self) -> None:
-        if self.rank < 1:
-            raise RequestError(f"rank={self.rank}: allowed are integers from 1; without rewards nothing is weighed")
-        if self.ridge is not None and not self.ridge > 0:
-            raise RequestError(f"ridge={self.ridge}: allowed are numbers above 0, or None to choose it on validation")
-        if self.norm_penalty < 0:
-            raise RequestError(f"norm_penalty={self.norm_penalty}: allowed are numbers from 0")
-        if self.start not in STARTS:
-            raise RequestError(f"start={self.start!r}: allowed are {', '.join(STARTS)}")
 
 
 def regressed(problem: Logistic, centre: Array, ridge: float) -> Float64:
@@ -194,11 +195,30 @@ def svd_start(pairs: Pairs, rank: int, seed: int) -> Float64:
     left = np.zeros((len(root), rank))
     for _ in range(ROUNDS):
         whole = inverse[:, None] * (axes.T @ _missed(pairs, answer, theta)) + root[:, None] * (axes.T @ theta)
-        left = np.linalg.eigh(whole @ whole.T)[1][:, ::-1][:, :rank]
+        left = _leading(whole, rank)
         theta = axes @ (inverse[:, None] * (left @ (left.T @ whole)))
     basis = axes @ (inverse[:, None] * left)
     size = np.sqrt((pairs.project(basis).astype(np.float64) ** 2).mean(0))
     return basis / np.maximum(size, 1e-12)
+
+
+def _leading(matrix: Array, rank: int) -> Float64:
+    """Return the left singular vectors of the largest singular values, float64 [d, rank], of a matrix [d, n].
+
+    Of the smaller of the two Gram matrices, and no more of its eigenvectors than are asked: a whole decomposition in
+    every round is minutes at d = 4096.
+    """
+    from scipy.linalg import eigh
+
+    d, n = matrix.shape
+    wide = d <= n or not n
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    vectors = eigh(gram, subset_by_index=(max(0, len(gram) - rank), len(gram) - 1))[1][:, ::-1]
+    if not wide:
+        # with fewer people than rank, the columns that no person asks for are zero, and QR fills them up
+        vectors = np.pad(matrix @ vectors, ((0, 0), (0, rank - vectors.shape[1])))
+        vectors = np.linalg.qr(vectors)[0]
+    return vectors
 
 
 STARTS: dict[str, Callable[[Pairs, int, int], Float64]] = {"random": random_start, "svd": svd_start}
@@ -228,13 +248,3 @@ def _missed(pairs: Pairs, answer: Array, theta: Float64) -> Float64:
         who, starts = np.unique(pairs.user[at], return_index=True)
         out[who] += np.add.reduceat(miss[:, None].astype(np.float32) * x, starts, axis=0)
     return out.T
-
-
-def _some_people(pairs: Pairs, seed: int) -> tuple[Pairs, Array]:
-    """Return the pairs of at most 2000 people, and their positions: one number is chosen, whose cost must not grow."""
-    part = np.arange(pairs.n_users)
-    if pairs.n_users <= _TUNING_PEOPLE:
-        return pairs, part
-    salt = np.full(pairs.n_users, seed_of("joint-factors-people", seed), np.uint64)
-    part = np.sort(np.argsort(mix(person_keys(pairs.histories), salt), kind="stable")[:_TUNING_PEOPLE])
-    return pairs.of_users(part), part

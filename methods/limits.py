@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets_registry.errors import RequestError
-from methods.interface import Method
+
+if TYPE_CHECKING:
+    from methods.interface import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ def number(least: float = 0, below: float = inf) -> Limit:
 
 
 ABOVE = Limit(lambda v: _is(v, int | float) and 0 < v < inf, "numbers above 0")
+INSIDE = Limit(lambda v: _is(v, int | float) and 0 < v < 1, "numbers between 0 and 1, the ends excluded")
 SHARE = Limit(lambda v: _is(v, int | float) and 0 <= v <= 1, "numbers from 0 to 1")
 FLAG = Limit(lambda v: isinstance(v, bool), "true, false")
 

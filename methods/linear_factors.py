@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
-from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, nll, pooled, sigmoid
+from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, nll, sigmoid, some_people
 from methods.interface import Budget, Histories, LinearMethod, UserState, World, stack, unstack
 
 Array = NDArray[Any]
@@ -136,13 +135,14 @@ def train_factors(
     return Factors(shared[0].copy(), shared[1:].T.copy(), codes)
 
 
-def refine_factors(pairs: Pairs, point: Factors, *, rounds: int, iterations: int, ridge: float = 1.0) -> Factors:
+def refine_factors(pairs: Pairs, point: Factors, *, rounds: int, iterations: int, base_ridge: float = 1.0) -> Factors:
     """Return the empirical-Bayes fit near a MAP (itself for 0 rounds): Laplace EM over theta_0, B with a_u ~ N(0, I).
 
     The joint MAP treats every a_u as if it were known exactly, which shrinks B at a few comparisons per person. EM
     weighs each person by the posterior covariance V_u. The prior's mean and covariance are learned in the same round
     and folded into theta_0 and B (parameter expansion: Liu, Rubin and Wu 1998), so EM does not crawl.
     Two rounds are run and not more: Laplace's approximation makes B grow without bound where answers are separable.
+    B is penalised with 1/2 |B|_F^2, and theta_0 as in the MAP.
     """
     if not rounds:
         return point
@@ -156,13 +156,13 @@ def refine_factors(pairs: Pairs, point: Factors, *, rounds: int, iterations: int
         inverse = np.linalg.inv(root)
         codes = (codes - centre) @ inverse.T
         point = Factors(point.base + point.basis @ centre, point.basis @ root, codes)
-        point = _expected_step(pairs, point, inverse @ spread @ inverse.T, iterations, ridge)
+        point = _expected_step(pairs, point, inverse @ spread @ inverse.T, iterations, base_ridge)
     projected = pairs.project(np.column_stack([point.base, point.basis]))
     codes = Logistic.of(pairs, projected[:, 1:], projected[:, 0]).modes(start=point.codes)
     return Factors(point.base, point.basis, codes)
 
 
-def _expected_step(pairs: Pairs, point: Factors, spread: Float64, iterations: int, ridge: float) -> Factors:
+def _expected_step(pairs: Pairs, point: Factors, spread: Float64, iterations: int, base_ridge: float) -> Factors:
     """Maximise the expected log-likelihood over (theta_0, B), to second order in the spread of the codes."""
     from scipy.optimize import minimize
 
@@ -171,6 +171,8 @@ def _expected_step(pairs: Pairs, point: Factors, spread: Float64, iterations: in
     total = max(float(w.sum()), 1e-12)
     factors = np.column_stack([np.ones(len(point.codes)), point.codes]).astype(np.float32)
     narrow = spread.astype(np.float32)
+    ridge = np.ones((1 + r, 1))
+    ridge[0] = base_ridge
 
     def objective(x: Float64) -> tuple[float, Float64]:
         shared = x.reshape(1 + r, d)
@@ -190,7 +192,7 @@ def _expected_step(pairs: Pairs, point: Factors, spread: Float64, iterations: in
             return out
 
         gradient = pairs.back_project(values, 1 + r).T + ridge * shared
-        value = float(w @ nll(margin, label)) + 0.5 * float(curved @ variance) + 0.5 * ridge * float((shared**2).sum())
+        value = float(w @ nll(margin, label)) + 0.5 * float(curved @ variance) + 0.5 * float((ridge * shared**2).sum())
         return value / total, (gradient / total).ravel()
 
     begin = np.vstack([point.base, point.basis.T]).ravel()
@@ -199,14 +201,20 @@ def _expected_step(pairs: Pairs, point: Factors, spread: Float64, iterations: in
     return Factors(shared[0].copy(), shared[1:].T.copy(), point.codes)
 
 
-def begin_factors(pairs: Pairs, codes: Float64, shrinkage: Shrinkage, theta: Float64, iterations: int) -> Factors:
-    """Return the start of training from drawn codes: theta_0 = `theta`, B = 0, then a few steps of (theta_0, B) alone.
+def begin_factors(pairs: Pairs, point: Factors, shrinkage: Shrinkage, iterations: int) -> Factors:
+    """Return the start of training from drawn codes: a few steps of (theta_0, B) alone.
 
     At B = 0 the gradient of every a_u is zero, while that of B is sum_n x_n residual_n a_u^T: a random sketch of the
     users' gradients. So B moves first, as it does in the paper's training, and the codes follow.
     """
-    zero = Factors(theta, np.zeros((len(theta), codes.shape[1])), codes)
-    return train_factors(pairs, zero, shrinkage, iterations=iterations, hold_codes=True)
+    return train_factors(pairs, point, shrinkage, iterations=iterations, hold_codes=True)
+
+
+def warmed_up(pairs: Pairs, code: Float64, shrinkage: Shrinkage, iterations: int) -> Factors:
+    """Return a short run from theta_0 = 0 and B = 0 on everybody as one person, with this `code` [r]."""
+    d = len(pairs.scale)
+    alone = Factors(np.zeros(d), np.zeros((d, len(code))), code[None])
+    return train_factors(pairs.as_one(), alone, shrinkage, iterations=iterations, hold_codes=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +230,11 @@ class Training:
         """Return the trained factors."""
         penalties = Shrinkage(self.shrinkage, self.base_ridge)
         found = train_factors(pairs, start, penalties, iterations=self.iterations)
-        return refine_factors(pairs, found, rounds=self.rounds, iterations=5)
+        return self.refined(pairs, found)
+
+    def refined(self, pairs: Pairs, found: Factors) -> Factors:
+        """Return a MAP after `rounds` of refinement."""
+        return refine_factors(pairs, found, rounds=self.rounds, iterations=5, base_ridge=self.base_ridge)
 
     @property
     def code_ridge(self) -> float:
@@ -240,10 +252,8 @@ def tuned_factors(
     Weak to strong shrinkage, warm-started: a column of B that a strong penalty has set to zero is a saddle from which a
     weaker one would not return.
     """
-    few, part = pairs, np.arange(pairs.n_users)
-    if pairs.n_users > _TUNING_USERS:
-        part = np.sort(generator("tuning-users", budget.seed).permutation(pairs.n_users)[:_TUNING_USERS])
-        few = pairs.of_users(part)
+    part = some_people(pairs.histories, _TUNING_USERS, "linear-factors", budget.seed)
+    few = pairs if len(part) == pairs.n_users else pairs.of_users(part)
     val = held_out(val, users[part])
     if not len(val) or budget.trials < 2:
         return training.run(pairs, start), training
@@ -262,7 +272,7 @@ def tuned_factors(
         point = training.run(few, point)
         worse += 1
         for rounds in (0, _ROUNDS):
-            found = refine_factors(few, point, rounds=rounds, iterations=5)
+            found = replace(training, rounds=rounds).refined(few, point)
             if score(found) < best_score:
                 best, best_score, begin, worse = found, score(found), point, 0
                 chosen = replace(training, rounds=rounds)
@@ -278,8 +288,3 @@ def tuned_factors(
 def scattered(theta: Float64, spread: float, noise: Array) -> Float64:
     """Return `theta` plus `spread` of its root mean square times each column of noise, [d, K]."""
     return theta[:, None] + spread * np.sqrt((theta * theta).mean()) * noise
-
-
-def global_run(pairs: Pairs) -> Float64:
-    """Return theta_0 of the population, float64 [d]: where training of the factors starts."""
-    return pooled(pairs, 1.0)

@@ -9,4 +9,8 @@ SMALL = {
     "dpl-mean-variance": {"width": 8, "steps": 20},
     "dpl-categorical": {"width": 8, "steps": 20},
     "copl": {"embedding": 8, "layers": 2, "width": 12, "experts": 3, "rank": 2, "graph_steps": 15, "steps": 15},
+    **{
+        name: {"lm": "tiny-llama@1", "history_tokens": 150, "response_tokens": 6}
+        for name in ("in-context", "in-context-judge", "in-context-persona")
+    },
 }

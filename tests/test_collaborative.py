@@ -1,17 +1,17 @@
-"""CoPL and matrix factorisation: what is learned from who chose the same items."""
+"""CoPL: the graph of who chose what, the experts, and how new people are served."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from scipy.special import expit, log_expit, softmax
-from sklearn.linear_model import LogisticRegression
+from collaborative_fixtures import accuracy, fitted, interval, oracle, said, served, table_of, world_of
+from scipy.special import log_expit, softmax
 
 from datasets_registry.errors import RequestError, UnableError
-from datasets_registry.records import Comparisons, Items
+from datasets_registry.records import Comparisons
 from methods.conformance import BUDGET, check, small_stage
-from methods.interface import Budget, Histories, World, stack
+from methods.interface import Budget, Histories, stack
 from methods.neural.experts import ExpertLinear, ExpertReward, Mixture
 from methods.neural.signed_graph import Edges, GraphTraining, SignedGCN, SignedGraph, _product, embedded
 from methods.registry import create, find
@@ -29,63 +29,12 @@ def copl(stage):
     return fitted("copl", stage, **SMALL)
 
 
-def fitted(name, stage, **config):
-    method = create(name, **config)
-    method.fit(stage.train, stage.val, stage.world, BUDGET)
-    return method
-
-
-def world_of(features, n_users):
-    blank = ("x",) * len(features)
-    return World("planted", Items(blank, blank), n_users, np.ascontiguousarray(features, np.float32))
-
-
-def said(utility, each, draw, people=None):
-    """What people say, [n] comparisons of random items: utility [n_people, n_items]."""
-    people = np.arange(len(utility)) if people is None else people
-    n_items = utility.shape[1]
-    user = np.repeat(people, each)
-    first = draw.integers(0, n_items, len(user))
-    second = (first + draw.integers(1, n_items, len(user))) % n_items
-    label = draw.random(len(user)) < expit(utility[user, first] - utility[user, second])
-    return Comparisons.of(user=user, unit=np.minimum(first, second), first=first, second=second, label=label)
-
-
-def accuracy(margin, query):
-    """Return everybody's accuracy on their queries; people without any are left out."""
-    right = (margin > 0) == (query.label > 0.5)
-    total = np.bincount(query.user)
-    return (np.bincount(query.user, right) / np.maximum(total, 1))[total > 0]
-
-
-def oracle(utility, query):
-    return accuracy(utility[query.user, query.first] - utility[query.user, query.second], query)
-
-
-def served(method, history, query):
-    people = np.arange(int(query.user.max()) + 1)
-    states = method.adapt(people.tolist(), Histories.group(history, people), Budget())
-    return accuracy(method.margins(states, query.hidden()), query)
-
-
-def interval(accuracies):
-    """Return two standard errors of the mean over people."""
-    return 2 * accuracies.std() / np.sqrt(len(accuracies))
-
-
-@pytest.mark.parametrize(
-    ("name", "config"), [("copl", SMALL), ("matrix-factorisation", {"rank": 2}), ("matrix-factorisation", {"rank": 0})]
-)
-def test_conformance(name, config):
-    assert [r for r in check(name, **config) if r.status == "failed"] == []
-    assert find(name).spec.transductive
+def test_conformance():
+    assert [r for r in check("copl", **SMALL) if r.status == "failed"] == []
+    assert find("copl").spec.transductive
 
 
 # the graph
-
-
-def table_of(user, first, second, label, weight=None):
-    return Comparisons.of(user=user, unit=first, first=first, second=second, label=label, weight=weight)
 
 
 def test_edges_say_who_chose_what_how_often_and_a_tie_says_nothing():
@@ -270,14 +219,32 @@ def test_a_new_persons_embedding_is_the_closed_form(copl, stage):
         np.testing.assert_allclose(state.arrays["code"], expected, atol=1e-4)
 
 
-def test_whoever_shares_no_choice_or_said_nothing_is_the_mean_person(copl, stage):
+def test_whoever_shares_no_choice_or_said_nothing_has_no_embedding(copl, stage):
     first, second = copl.items_[:2]
     for label in (0.5, 1.0):
         said_once = table_of([90, 91], [first, 500], [second, 501], [label, 1.0])
         states = copl.adapt([90, 91, 92], Histories.group(said_once, [90, 91, 92]), BUDGET)
         codes = stack(states, "code")
-        np.testing.assert_allclose(codes[1:], np.tile(copl.people_.mean(0), (2, 1)), rtol=1e-6)
-        assert np.allclose(codes[0], codes[1]) == (label == 0.5)
+        assert not codes[1:].any()
+        assert codes[0].any() == (label == 1.0)
+
+
+def test_whoever_has_no_embedding_is_served_with_the_mean_of_seen_peoples_experts(copl, stage):
+    method = fitted("copl", stage, **{**SMALL, "graph_steps": 60})
+    net, items = method.ready(), np.arange(48)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        for number in net.parameters():
+            torch.nn.init.normal_(number, std=2.0)  # so that people choose different experts, which differ
+        people = torch.from_numpy(method.people_)
+        assert any(len(own[:, 1:].argmax(1).unique()) > 1 for own in net.shares(people))
+        method.everybody_ = method._shares_of_everybody()
+        mean = [own.mean(0).expand(48, -1) for own in net.shares(people)]
+        expected = net(method.inputs(items), mean).numpy()
+        apart = net(method.inputs(items), net.shares(people.mean(0).expand(48, -1))).numpy()
+    state = method.adapt([92], [Comparisons.empty()], BUDGET)
+    np.testing.assert_allclose(method.rewards(state, np.zeros(48, int), items), expected, rtol=1e-4)
+    assert np.abs(expected - apart).max() > 0.1 * np.abs(expected).max()
 
 
 def test_where_nobodys_items_are_known_it_refuses_and_says_why(copl):
@@ -314,89 +281,3 @@ def test_copl_reaches_the_oracle_where_there_are_few_kinds_of_people_and_serves_
 def test_bad_options_of_copl_are_refused(stage, option, value):
     with pytest.raises(RequestError, match="allowed"):
         fitted("copl", stage, **{option: value})
-
-
-# matrix factorisation
-
-
-def test_rank_0_is_item_bradley_terry(stage):
-    hard = stage.train.take((stage.train.label == 0) | (stage.train.label == 1))
-    method = create("matrix-factorisation", rank=0, item_penalty=0.5, iterations=1000)
-    method.fit(hard, stage.val, stage.world, BUDGET)
-    one_hot = np.zeros((len(hard), 48))
-    one_hot[np.arange(len(hard)), hard.first] += 1
-    one_hot[np.arange(len(hard)), hard.second] -= 1
-    reference = LogisticRegression(C=2.0, fit_intercept=False, tol=1e-8, max_iter=1000).fit(one_hot, hard.label > 0.5)
-    np.testing.assert_allclose(method.bias_, reference.coef_[0][method.items_], atol=1e-3)
-    assert method.n_trained == len(method.items_)
-
-
-def test_the_fit_ends_where_the_objective_is_flat_and_people_are_modes(stage):
-    method = fitted("matrix-factorisation", stage, rank=3, penalty=0.5, item_penalty=0.3, iterations=3000)
-    users = np.unique(stage.train.user)
-    states = method.adapt(users.tolist(), Histories.group(stage.train, users), BUDGET)
-    p = stack(states, "p").astype(np.float64)
-    table = stage.train
-    at = [np.searchsorted(method.items_, column) for column in (table.first, table.second)]
-    q, b = method.factors_.astype(np.float64), method.bias_.astype(np.float64)
-    turned = q[at[0]] - q[at[1]]
-    residual = expit(b[at[0]] - b[at[1]] + np.einsum("nk,nk->n", turned, p[table.user])) - table.label
-    for u in range(len(users)):
-        mine = table.user == u
-        np.testing.assert_allclose(residual[mine] @ turned[mine] + 0.5 * p[u], 0, atol=1e-3)
-    slope = np.zeros_like(q)
-    np.add.at(slope, at[0], residual[:, None] * p[table.user])
-    np.add.at(slope, at[1], -residual[:, None] * p[table.user])
-    np.testing.assert_allclose(slope + 0.5 * len(users) / len(q) * q, 0, atol=0.02)
-    np.testing.assert_allclose((p**2).sum(1).mean(), (q**2).sum(1).mean(), rtol=0.05)  # neither side is larger
-
-
-def test_items_that_nobody_compared_are_worth_the_mean(stage):
-    method = fitted("matrix-factorisation", stage, rank=2, penalty=1.0)
-    state = method.adapt([0], [stage.histories.take(stage.histories.user == 0)], BUDGET)
-    np.testing.assert_allclose(method.bias_.mean(), 0, atol=1e-6)
-    unknown = table_of([0, 0], [900, 900], [901, int(method.items_[0])], [1, 1])
-    rewards = method.rewards(state, np.zeros(1, int), method.items_[:1])
-    np.testing.assert_allclose(method.margins(state, unknown), [0.0, -rewards[0]])
-
-
-def test_queries_about_none_but_unknown_items_are_refused_with_their_number(stage):
-    method = fitted("matrix-factorisation", stage, rank=2, penalty=1.0)
-    state = method.adapt([0], [Comparisons.empty()], BUDGET)
-    unknown = table_of([0] * 20, np.arange(900, 920), np.arange(920, 940), [1] * 20)
-    with pytest.raises(UnableError, match=r"none of the 40 items asked about \(queries: 20\) .* recur"):
-        method.margins(state, unknown)
-    with pytest.raises(UnableError, match=r"none of the 2 items asked about \(queries: 1\)"):
-        method.margins(state, unknown.take([5]))
-    assert method.margins(state, unknown.take([])).shape == method.margins([], unknown.take([])).shape == (0,)
-    one = replace(unknown, first=np.where(np.arange(20) == 3, method.items_[0], unknown.first).astype(np.int32))
-    assert not method.margins(state, one)[np.arange(20) != 3].any()
-
-
-def low_rank(n_people, n_items, rank=2, seed=0):
-    draw = np.random.default_rng(seed)
-    return draw.normal(size=n_items) + 1.5 * draw.normal(size=(n_people, rank)) @ draw.normal(size=(rank, n_items))
-
-
-def test_matrix_factorisation_reaches_the_oracle_where_items_recur():
-    utility = low_rank(100, 40)
-    draw = np.random.default_rng(8)
-    seen = np.arange(80)
-    train, val, query = said(utility, 100, draw, seen), said(utility, 8, draw, seen), said(utility, 60, draw)
-    support = said(utility, 100, draw, np.arange(80, 100))
-    world = replace(world_of(np.zeros((40, 1)), 100), features=None)
-    best = oracle(utility, query)
-    found = {}
-    for rank in (0, 2):
-        method = create("matrix-factorisation", rank=rank)
-        method.fit(train, val, world, Budget())
-        found[rank] = served(method, Comparisons.concatenate([train, support]), query)
-    for people in (seen, np.arange(80, 100)):
-        assert found[2][people].mean() > best[people].mean() - interval(found[2][people])
-        assert found[2][people].mean() > found[0][people].mean() + 0.1
-
-
-@pytest.mark.parametrize(("option", "value"), [("rank", -1), ("rank", 1.5), ("penalty", 0.0), ("item_penalty", -1.0)])
-def test_bad_options_of_matrix_factorisation_are_refused(stage, option, value):
-    with pytest.raises(RequestError, match="allowed are"):
-        fitted("matrix-factorisation", stage, **{option: value})

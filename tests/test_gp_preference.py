@@ -9,7 +9,6 @@ from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import Kernel
 from sklearn.metrics.pairwise import rbf_kernel
 
-from datasets_registry.errors import RequestError
 from datasets_registry.records import Comparisons, Items
 from methods.catalog.gp_preference import GRID, joint_mode, penalties
 from methods.conformance import BUDGET, check, small_stage
@@ -179,12 +178,3 @@ def test_curved_utilities_are_learned_to_the_oracle_and_better_than_by_weights_p
     oracle = accuracy(utility[query.user, query.first] - utility[query.user, query.second])
     assert own.mean() > oracle.mean() - 2 * own.std() / np.sqrt(len(own))
     assert own.mean() > served("per-user-bt").mean() + 0.1
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("kernel", "linear"), ("landmarks", 0), ("people", 0), ("length", 0.0), ("share", 1.0), ("amplitude", -1.0)],
-)
-def test_bad_options_are_refused(stage, option, value):
-    with pytest.raises(RequestError, match="allowed are"):
-        fitted(stage, **{option: value})

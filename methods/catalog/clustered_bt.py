@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datasets_registry.errors import RequestError
 from datasets_registry.records import Comparisons, Float32
 from methods.bradley_terry import Pairs, held_out
 from methods.clusters import HardEM, log_likelihood
 from methods.interface import Budget, Histories, LinearMethod, MethodSpec, UserState, World, stack, unstack
+from methods.limits import Limits, must_hold, number, or_none, whole
 from methods.registry import register
 
 
@@ -39,8 +39,9 @@ class ClusteredBT(LinearMethod):
             "restarts, because hard EM finds local optima; K is chosen among 1 (which is pooled-bt), 2, 4 and 8 by "
             "macro validation NLL (not accuracy) at the best of six temperatures, each started from the best smaller K"
         ),
-        version="2",
+        version="3",
     )
+    chooses = "the ridge of the pooled start among 8, and K among 4, by validation NLL"
 
     def __init__(
         self, *, clusters: int | None = None, restarts: int = 2, iterations: int = 15, ridge: float = 10.0
@@ -52,8 +53,7 @@ class ClusteredBT(LinearMethod):
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Learn the clusters' weights and shares; with K None and no validation, K is 1."""
-        if self.clusters is not None and self.clusters < 1:
-            raise RequestError(f"clusters={self.clusters}: allowed are integers from 1; 1 is pooled-bt")
+        must_hold(self, self.limits())
         self.world = world
         pairs, users = Pairs.of_seen(world, train)
         self.scale_ = pairs.scale
@@ -68,6 +68,20 @@ class ClusteredBT(LinearMethod):
         member = np.eye(len(self.theta_))[log_likelihood(pairs, self.theta_).argmax(1)]
         member = np.where(pairs.histories.lengths[:, None] > 0, member, self.shares_)
         return unstack(member=member.astype(np.float32))
+
+    @property
+    def n_trained(self) -> int:
+        """Return the number of shared parameters: the clusters' weights, and their shares of people."""
+        return self.theta_.size + self.shares_.size
+
+    def limits(self) -> Limits:
+        """Return by option what is allowed; one cluster is pooled-bt."""
+        return {
+            "clusters": or_none(whole(), ", to choose their number on validation"),
+            "restarts": whole(),
+            "iterations": whole(),
+            "ridge": number(),
+        }
 
     def weights(self, states: Sequence[UserState]) -> Float32:
         """Return the cluster's weights, float32 [n_states, d]."""

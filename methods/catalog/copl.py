@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from datasets_registry.errors import UnableError
-from datasets_registry.records import Comparisons, Float64
+from datasets_registry.records import Comparisons, Float32, Float64
 from methods.bradley_terry import held_out, nll
 from methods.interface import Array, Budget, Histories, MethodSpec, UserState, World, places, unstack
 from methods.limits import ABOVE, Limits, number, whole
@@ -49,6 +49,7 @@ class CoPL(NeuralMethod):
     lr: float = 1e-2
     steps: int = 150
     every: int = 10
+    patience: float = 0.35
     embedding: int = 512
     layers: int = 4
     graph_steps: int = 100
@@ -77,7 +78,7 @@ class CoPL(NeuralMethod):
             "the gate's d_e d_g + d_g + d_g E + E with d_g = d_e / 2"
         ),
         per_user_parameters="d_e",
-        cold_start="the mean embedding of seen people",
+        cold_start="the mean of the experts that seen people choose",
         deviations=(
             "frozen features under two small layers that are trained with their adapters (published: adapters of the "
             "query and value projections of gemma-2b-it, which is frozen); people and items have maps of their own in "
@@ -87,15 +88,18 @@ class CoPL(NeuralMethod):
             "AdamW at 1 / d_e in 100 steps of up to 16384 comparisons, then at .01 in up to 150, the best on macro "
             "validation NLL kept (published: .0001 for 100 epochs, .00005 for 1500 steps, accuracy); where fewer than "
             "30 validation pairs are of known items, a tenth of training decides on the graph's step, and is back in "
-            "the graph afterwards; somebody without a neighbour gets the mean embedding (published: NaN)"
+            "the graph afterwards; somebody without a neighbour, who has no embedding (published: NaN), is served with "
+            "the mean of seen people's shares of the experts; the head begins at 0, and validation is asked more often "
+            "at first, so that an untrained network holds no opinion and a short training can be kept"
         ),
         transductive=True,
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (1e-3, 1e-2),
         "layers": (1, 2, 4),
         "graph_lr": (0.3, 1.0),
         "experts": (4, 8, 16),
-        "weight_decay": (0.0, 0.1, 1.0),
+        "weight_decay": (0.0, 0.1, 1.0, 10.0),
     }
 
     _seen: Tensor | None = field(init=False, default=None)
@@ -122,6 +126,7 @@ class CoPL(NeuralMethod):
         self.choices_ = _choices(table, places(self.items_, table.first), places(self.items_, table.second))
         super().fit(train, val, world, budget)
         self.comparisons_trained_ += found.learned
+        self.everybody_ = self._shares_of_everybody()
 
     def network(self, d: int, n_people: int) -> nn.Module:
         """Return stage 2's network."""
@@ -147,17 +152,36 @@ class CoPL(NeuralMethod):
         return bce(model(rows.first, shares) - model(rows.second, shares), rows.label, reduction="none")
 
     def reward(self, net: nn.Module, codes: Tensor, inputs: Tensor) -> Tensor:
-        """Return rewards [n] under embeddings [n, d_e]."""
+        """Return rewards [n] under embeddings [n, d_e]; 0, which nobody's embedding is, stands for everybody's mean."""
+        import torch
+
         model = cast("ExpertReward", net)
-        return model(inputs, model.shares(codes))
+        shares, nobody = model.shares(codes), ~codes.any(1)
+        if nobody.any():
+            mean = torch.from_numpy(self.everybody_).to(codes.device)
+            shares = [torch.where(nobody[:, None], m, own) for m, own in zip(mean, shares, strict=True)]
+        return model(inputs, shares)
+
+    def _shares_of_everybody(self) -> Float32:
+        """Return the mean over seen people of their shares of each layer's adapters, float32 [layers, 1 + E].
+
+        The gate chooses one expert, so the gate of a mean embedding would serve all new people with that of some.
+        """
+        import torch
+
+        model = cast("ExpertReward", self.ready())
+        with torch.no_grad():
+            shares = model.shares(torch.from_numpy(self.people_).to(self._device))
+        total = np.stack([s.sum(0).cpu().numpy() for s in shares])
+        return (total / max(1, len(self.people_))).astype(np.float32)
 
     def adapt(self, users: Sequence[int], history: Sequence[Comparisons], budget: Budget) -> list[UserState]:
-        """Return e_u: seen people's as trained, new people's from their neighbours, the mean seen one without any.
+        """Return e_u: seen people's as trained, new people's from their neighbours, 0 without any.
 
         Raises UnableError if new people said something, and not one of them about an item that seen people compared.
         """
         histories, rows = Histories.of(history), np.asarray(users, np.int64)
-        e = np.tile(self.people_.mean(0), (len(rows), 1))
+        e = np.zeros((len(rows), self.people_.shape[1]))
         place = places(self.users_, rows)
         seen = place >= 0
         e[seen] = self.people_[place[seen]]

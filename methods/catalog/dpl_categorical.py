@@ -44,7 +44,8 @@ class DPLCategorical(DistributionalReward):
         deviations=(
             "one hidden layer on frozen features, standardised, instead of LoRA on a language model; AdamW at .01 "
             "falling to zero for at most 400 steps (published .000003 on a language model, falling to a tenth); the "
-            "step with the least validation NLL is kept; margins are log P(first > second) - log P(second > first)"
+            "step with the least validation NLL is kept; margins are log P(first > second) - log P(second > first); "
+            "the last layer begins at 0, so that an untrained network holds no opinion"
         ),
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
@@ -52,6 +53,7 @@ class DPLCategorical(DistributionalReward):
         "width": (16, 64, 256),
         "entropy": (0.0, 0.1),
     }
+    chooses = "the step of training that is kept, by validation NLL"
 
     atoms: int = 10
     entropy: float = 0.1

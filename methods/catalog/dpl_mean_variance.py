@@ -43,7 +43,8 @@ class DPLMeanVariance(DistributionalReward):
             "one hidden layer on frozen features, standardised, instead of LoRA on a language model; AdamW at .01 "
             "falling to zero for at most 400 steps (published .000003 on a language model, falling to a tenth); the "
             "step with the least validation NLL is kept; the factor sqrt(2 pi) is kept as published, which "
-            "exaggerates variances (see the module)"
+            "exaggerates variances (see the module); the "
+            "last layer begins at 0, so that an untrained network holds no opinion"
         ),
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
@@ -51,6 +52,7 @@ class DPLMeanVariance(DistributionalReward):
         "width": (16, 64, 256),
         "weight_decay": (0.001, 0.1, 1.0),
     }
+    chooses = "the step of training that is kept, by validation NLL"
 
     def outputs(self) -> int:
         """Return 2: mu and s."""

@@ -21,11 +21,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datasets_registry.errors import RequestError
-from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
-from methods.bradley_terry import Logistic, calibrated_nll, feature_scale, held_out, nll
+from methods.bradley_terry import Logistic, calibrated_nll, feature_scale, held_out, nll, some_people
 from methods.interface import Array, Budget, Histories, Method, MethodSpec, UserState, World, stack, unstack
+from methods.limits import ABOVE, INSIDE, Limits, must_hold, one_of, or_none, whole
 from methods.registry import register
 
 GRID: dict[str, tuple[float, ...]] = {
@@ -61,10 +60,13 @@ class GPPreference(Method):
             "comparisons are no matrix of their square, which rules out its GaussianProcessClassifier (hard labels of "
             "one person only: the reference in a test); people share a mean process, where Houlsby et al. mix a few "
             "latent ones; length, share and amplitude are chosen on macro validation NLL (not accuracy) among four "
-            "values each, not by evidence; all of training is learned from by at most `people` people"
+            "values each, on at most 200 people, not by evidence; g is learned from at most `people` people, drawn by "
+            "what they compared"
         ),
+        version="2",
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"kernel": KERNELS, "landmarks": (32, 64, 128)}
+    chooses = "length, share and amplitude one after the other, in 10 fits, by validation NLL"
 
     def __init__(
         self,
@@ -85,15 +87,16 @@ class GPPreference(Method):
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Choose the kernel's numbers, and learn g."""
-        self._check()
+        must_hold(self, self.limits())
         self.world = world
         self.scale_ = feature_scale(world, train)
         users = np.unique(train.user).astype(np.int64)
         told: dict[str, float | None] = {name: getattr(self, name) for name in GRID}
-        few = _some(users, _TUNING_PEOPLE, budget.seed)
+        seen = Histories.group(train, users)
+        few = users[some_people(seen, _TUNING_PEOPLE, "gp-preference", budget.seed)]
         point = self._chosen(told, Histories.group(train, few), held_out(val, few), budget)
         self.length_, self.share_, self.amplitude_ = point["length"], point["share"], point["amplitude"]
-        some = Histories.group(train, _some(users, self.people, budget.seed))
+        some = Histories.group(train, users[some_people(seen, self.people, "gp-preference", budget.seed)])
         self._embed(some.table, self.length_, budget.seed)
         self.v_ = joint_mode(self.problem(some), *penalties(self.share_, self.amplitude_))[0].astype(np.float32)
 
@@ -190,18 +193,17 @@ class GPPreference(Method):
                     least, best = now, best | {name: value}
         return best
 
-    def _check(self) -> None:
-        """Raise RequestError for an option out of range."""
-        if self.kernel not in KERNELS:
-            raise RequestError(f"kernel={self.kernel!r}: allowed are {', '.join(KERNELS)}")
-        for name in ("landmarks", "people"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
-                raise RequestError(f"{name}={getattr(self, name)!r}: allowed are whole numbers from 1")
-        for name, limit in (("length", float("inf")), ("share", 1.0), ("amplitude", float("inf"))):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < limit:
-                told = "between 0 and 1, the ends excluded" if limit == 1 else "above 0"
-                raise RequestError(f"{name}={value!r}: allowed are numbers {told}, and None to choose on validation")
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        instead = ", to choose it on validation"
+        return {
+            "kernel": one_of(*KERNELS),
+            "landmarks": whole(),
+            "length": or_none(ABOVE, instead),
+            "share": or_none(INSIDE, instead),
+            "amplitude": or_none(ABOVE, instead),
+            "people": whole(),
+        }
 
 
 def penalties(share: float, amplitude: float) -> tuple[float, float]:
@@ -236,8 +238,3 @@ def joint_mode(problem: Logistic, common: float, personal: float, rounds: int = 
         if np.abs(step).max(initial=0.0) < 1e-4 * (1.0 + np.abs(v).max(initial=0.0)):
             break
     return v, replace(problem, base=problem.design @ v).modes(personal, start=own)
-
-
-def _some(users: Array, most: int, seed: int) -> Array:
-    """Return at most so many of the people, sorted."""
-    return users if len(users) <= most else np.sort(generator("people", seed).permutation(users)[:most])

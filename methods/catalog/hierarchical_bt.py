@@ -20,11 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets_registry.errors import RequestError
-from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
-from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, pooled_chosen
+from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, pooled_chosen, some_people
 from methods.interface import Budget, Histories, LinearMethod, MethodSpec, UserState, World, stack, unstack
+from methods.limits import ABOVE, Limits, must_hold, or_none, whole
 from methods.registry import register
 
 PRIORS: tuple[float, ...] = (0.01, 0.03, 0.1)
@@ -52,17 +51,19 @@ class HierarchicalBT(LinearMethod):
         adaptation="closed-form",
         citation="mixed logit: Train, Discrete Choice Methods with Simulation, 2nd ed. 2009; Laplace EM",
         equation="theta_u ~ N(mu, Sigma), mu [d], Sigma [d, d] shared; theta_u [d] = posterior mode",
-        shared_parameters="d + d (d + 1) / 2",
+        shared_parameters="d + k (k + 1) / 2, k = min(d, dimensions)",
         per_user_parameters="d",
         cold_start="mu, the mean person",
         deviations=(
             "Laplace approximation instead of simulation; above `dimensions` features the deviations theta_u - mu live "
-            "in the leading principal components of the training differences; EM runs on at most `people` people; an "
-            "inverse-Wishart prior on Sigma (none in the source), whose strength is chosen on validation among three "
-            "and Sigma = 0, which is the pooled model, by macro NLL (not accuracy) at the best of six temperatures"
+            "in the leading principal components of the training differences; EM runs on at most `people` people, "
+            "drawn by what they compared; an inverse-Wishart prior on Sigma (none in the source), whose strength is "
+            "chosen on validation among three and Sigma = 0, which is the pooled model, by macro NLL (not accuracy) at "
+            "the best of six temperatures"
         ),
-        version="2",
+        version="3",
     )
+    chooses = "the ridge of the pooled start among 8, and the prior among 4, Sigma = 0 being one, by validation NLL"
 
     def __init__(
         self, *, prior: float | None = None, dimensions: int = 64, iterations: int = 60, people: int = 4000
@@ -74,20 +75,19 @@ class HierarchicalBT(LinearMethod):
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Learn mu and a square root L of Sigma: theta_u = mu + L z_u, z_u ~ N(0, I)."""
-        if self.prior is not None and not self.prior > 0:
-            raise RequestError(f"prior={self.prior}: allowed are numbers above 0; without a prior EM does not converge")
+        must_hold(self, self.limits())
         self.world = world
         pairs, users = Pairs.of_seen(world, train)
         self.scale_ = pairs.scale
-        if len(users) > self.people:
-            part = np.sort(generator("people", budget.seed).permutation(len(users))[: self.people])
+        part = some_people(pairs.histories, self.people, "hierarchical-bt", budget.seed)
+        if len(part) < len(users):
             pairs, users = pairs.of_users(part), users[part]
         val = held_out(val, users)
         theta, _ = pooled_chosen(pairs, val)
         axes = _axes(pairs, self.dimensions)
         start = _Population(theta, 0.5 * np.eye(axes.shape[1]), np.zeros((len(users), axes.shape[1])))
         if self.prior is not None or not len(val):
-            prior = self.prior or PRIORS[1]
+            prior = PRIORS[1] if self.prior is None else self.prior
             found = self._converged(pairs, axes, start, prior)
         else:
             found, prior = self._chosen(pairs, axes, start, val, budget)
@@ -101,6 +101,21 @@ class HierarchicalBT(LinearMethod):
         projected = pairs.project(np.column_stack([self.mu_, self.root_]))
         z = Logistic.of(pairs, projected[:, 1:], projected[:, 0]).modes()
         return unstack(theta=((self.mu_ + z @ self.root_.T) * self.scale_).astype(np.float32))
+
+    @property
+    def n_trained(self) -> int:
+        """Return the number of shared parameters: mu, and the symmetric Sigma along the axes."""
+        k = self.root_.shape[1]
+        return self.mu_.size + k * (k + 1) // 2
+
+    def limits(self) -> Limits:
+        """Return by option what is allowed; without a prior EM does not converge."""
+        return {
+            "prior": or_none(ABOVE, ", to choose it on validation"),
+            "dimensions": whole(),
+            "iterations": whole(0),
+            "people": whole(),
+        }
 
     def weights(self, states: Sequence[UserState]) -> Float32:
         """Return theta_u, float32 [n_states, d]."""

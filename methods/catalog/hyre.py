@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datasets_registry.errors import RequestError
 from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float64
 from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, nll, person_draws, pooled_chosen, sigmoid
 from methods.catalog.lore import softmax
 from methods.interface import Array, Budget, MethodSpec, World
+from methods.limits import ABOVE, Limits, must_hold, number, or_none, whole
 from methods.linear_factors import LinearFactors, scattered
 from methods.registry import register
 
@@ -56,6 +56,7 @@ class HyRe(LinearFactors):
         "prior_scale": (0.0, 1.0, 2.0),
         "ridge": (1.0, 3.0, 10.0),
     }
+    chooses = "the ridge of the pooled start among 8, and how many people a head hears among 4, by validation NLL"
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class HyRe(LinearFactors):
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Train the ensemble."""
-        self._check()
+        must_hold(self, self.limits())
         pairs, users = self.begin(world, train)
         self.empty_ = np.full(self.heads, 1.0 / self.heads, np.float32)
         val = held_out(val, users)
@@ -109,15 +110,15 @@ class HyRe(LinearFactors):
             found.append((calibrated_nll(np.einsum("nk,nk->n", x @ heads, weights[val.user]), val), heads))
         return min(found, key=lambda each: each[0])[1]
 
-    def _check(self) -> None:
-        for name, holds, allowed in (
-            ("heads", self.heads >= 1, "integers from 1; one head is one reward for everybody"),
-            ("people", self.people is None or self.people >= 1, "integers from 1, or None to choose on validation"),
-            ("prior_scale", self.prior_scale >= 0, "numbers from 0"),
-            ("ridge", self.ridge > 0, "numbers above 0"),
-        ):
-            if not holds:
-                raise RequestError(f"hyre: {name}={getattr(self, name)!r}; allowed: {allowed}")
+    def limits(self) -> Limits:
+        """Return by option what is allowed; one head is one reward for everybody."""
+        return {
+            "heads": whole(),
+            "people": or_none(whole(), ", to choose it on validation"),
+            "prior_scale": number(),
+            "ridge": ABOVE,
+            "iterations": whole(0),
+        }
 
 
 def reweighted(problem: Logistic) -> Float64:

@@ -15,19 +15,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datasets_registry.errors import RequestError
 from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
 from methods.adam import Adam
 from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, person_draws, pooled_chosen, sigmoid
 from methods.interface import Array, Budget, MethodSpec, World
+from methods.limits import ABOVE, Limits, must_hold, number, or_none, whole
 from methods.linear_factors import LinearFactors, scattered
 from methods.registry import register
 
 STEPS: tuple[float, ...] = (0.1, 0.03, 0.3)
 """What an Adam step may move an entry of V / T by, the default first; T = rate / step."""
 _EARLY = (0, 2, 5, 10, 20)
-_LATE = (40, 70, 100, 140, 200, 300, 400, 500, 700, 1000)
+_LATE = (40, 70, 100, 140, 200, 300, 400, 500, 700)
 _NEW = (0, 2, 5, 10, 20, 40, 70, 100, 200, 500)
 
 
@@ -56,9 +56,13 @@ class LoRe(LinearFactors):
             "where the published code keeps the one learned with V; no penalty towards a reference reward (published "
             "alpha = 0); K = 5 is not tuned by fit; draws belong to what a person compared"
         ),
-        version="2",
+        version="3",
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"rank": (2, 5, 10, 20), "spread": (0.1, 0.5)}
+    chooses = (
+        "the ridge of the pooled start among 8, the temperature among 3, and how many steps V and a person's w_u take, "
+        "by validation NLL"
+    )
 
     def __init__(
         self,
@@ -81,8 +85,7 @@ class LoRe(LinearFactors):
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Learn V; the w_u of seen people serve only to learn it, and `adapt` fits them anew."""
-        if self.rank < 1:
-            raise RequestError(f"rank={self.rank}: allowed are integers from 1; rank 1 is one reward for everybody")
+        must_hold(self, self.limits())
         pairs, users = self.begin(world, train)
         val = held_out(val, users)
         theta, _ = pooled_chosen(pairs, val)
@@ -99,13 +102,30 @@ class LoRe(LinearFactors):
         for run in runs:
             run.train(_EARLY)
         best = min(runs, key=lambda run: run.best.score)
-        best.train(_LATE)
+        best.train([*_LATE, *range(1000, self.iterations, 500), self.iterations])
         self.gain_ = 1.0 / best.temperature
         self.basis_ = best.best.basis.astype(np.float32)
         self.empty_ = best.best.empty.astype(np.float32)
         self.new_steps_ = best.best.new_steps
         if len(val):
             self.validation_nll_ = best.best.score
+
+    def limits(self) -> Limits:
+        """Return by option what is allowed; rank 1 is one reward for everybody."""
+        return {
+            "rank": whole(),
+            "iterations": whole(0),
+            "rate": ABOVE,
+            "new_iterations": whole(0),
+            "new_rate": ABOVE,
+            "temperature": or_none(ABOVE, ", to choose it on validation"),
+            "spread": number(),
+        }
+
+    @property
+    def n_trained(self) -> int:
+        """Return the number of shared parameters: V."""
+        return self.basis_.size
 
     def codes(self, coordinates: Array) -> Array:
         """Return the mixture softmax(w_u), [n_users, K]."""
@@ -140,7 +160,7 @@ class _Run:
         """Train up to the last checkpoint within `iterations`, or until three in a row bring no better one."""
         last = self.method.iterations
         worse = 0
-        for checkpoint in [c for c in checkpoints if c < last] + [last] * (last <= max(checkpoints)):
+        for checkpoint in sorted({min(c, last) for c in checkpoints}):
             while self.adam.step < checkpoint:
                 self.adam.advance(self.gradient(self.adam.point), last)
             worse = 0 if self.improved() else worse + 1

@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datasets_registry.errors import RequestError, UnableError
+from datasets_registry.errors import UnableError
 from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
 from methods.bradley_terry import STRENGTHS, Logistic, calibrated_nll, held_out, macro_nll, nll, sigmoid
 from methods.interface import Array, Budget, Histories, Method, MethodSpec, UserState, World, places, stack, unstack
+from methods.limits import ABOVE, Limits, must_hold, or_none, whole
 from methods.registry import register
 
 LAMBDAS: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
@@ -54,6 +55,7 @@ class MatrixFactorisation(Method):
         transductive=True,
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"rank": (1, 2, 4, 8, 16)}
+    chooses = "beta among 8, and lambda among 5, q = 0 being one, by validation NLL"
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class MatrixFactorisation(Method):
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Learn b and q of the items that seen people compared."""
-        self._check()
+        must_hold(self, self.limits())
         self.world = world
         users = np.unique(train.user)
         self.items_ = np.unique(np.concatenate([train.first, train.second])).astype(np.int64)
@@ -161,13 +163,15 @@ class MatrixFactorisation(Method):
         asked = _placed(self.items_, columns, val.first) - _placed(self.items_, columns, val.second)
         return asked[:, 0] + (asked[:, 1:] * point.p[val.user]).sum(1)
 
-    def _check(self) -> None:
-        if not (isinstance(self.rank, int) and self.rank >= 0):
-            raise RequestError(f"rank={self.rank!r}: allowed are whole numbers from 0")
-        for name in ("penalty", "item_penalty"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise RequestError(f"{name}={value!r}: allowed are numbers above 0, and None to choose on validation")
+    def limits(self) -> Limits:
+        """Return by option what is allowed; rank 0 is item Bradley-Terry."""
+        chosen = or_none(ABOVE, ", to choose it on validation")
+        return {"rank": whole(0), "penalty": chosen, "item_penalty": chosen, "iterations": whole(0)}
+
+    @property
+    def n_trained(self) -> int:
+        """Return the number of shared parameters: b and q of the items compared in training."""
+        return self.bias_.size + self.factors_.size
 
 
 def _placed(known: Array, columns: Array, items: Array) -> Array:

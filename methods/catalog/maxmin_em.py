@@ -27,11 +27,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datasets_registry.errors import RequestError
 from datasets_registry.records import Comparisons, Float32, Float64
 from methods.bradley_terry import Pairs, held_out
 from methods.clusters import HardEM
 from methods.interface import Array, Budget, LinearMethod, MethodSpec, UserState, World
+from methods.limits import ABOVE, Limits, must_hold, number, or_none, whole
 from methods.registry import register
 
 _CHUNK = 8192
@@ -129,6 +129,7 @@ class MaxMinEM(LinearMethod):
         ),
     )
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"beta": (0.3, 1.0, 3.0), "clusters": (None, 2, 4)}
+    chooses = "with K None the ridge of the pooled start among 8, and K among 4, by validation NLL"
 
     def __init__(
         self,
@@ -150,10 +151,7 @@ class MaxMinEM(LinearMethod):
 
         Sets `mixture_` (lambda) and `gains_` (what each group gets under the policy, in its root mean squares).
         """
-        if self.clusters is not None and self.clusters < 1:
-            raise RequestError(f"clusters={self.clusters}: allowed are integers from 1; 1 is pooled-bt")
-        if not self.beta > 0:
-            raise RequestError(f"beta={self.beta}: allowed are numbers above 0; the larger, the nearer to uniform")
+        must_hold(self, self.limits())
         self.world = world
         pairs, users = Pairs.of_seen(world, train)
         search = HardEM("maxmin-em", budget.seed, self.restarts, self.iterations, self.ridge)
@@ -177,6 +175,16 @@ class MaxMinEM(LinearMethod):
         """Return the weights of r_lambda for everybody, float32 [n_states, d]."""
         theta = (self.mixture_ @ self.size_) * ((self.mixture_ / self.size_) @ self.theta_)
         return np.broadcast_to(theta.astype(np.float32), (len(states), len(theta)))
+
+    def limits(self) -> Limits:
+        """Return by option what is allowed; one cluster is pooled-bt, and the larger beta, the nearer to uniform."""
+        return {
+            "clusters": or_none(whole(), ", to choose their number on validation"),
+            "beta": ABOVE,
+            "restarts": whole(),
+            "iterations": whole(),
+            "ridge": number(),
+        }
 
     @property
     def n_trained(self) -> int:

@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datasets_registry.errors import RequestError
 from datasets_registry.protocol import generator, mix, seed_of
 from datasets_registry.records import Comparisons, Float64
 from methods.adam import Adam
 from methods.bradley_terry import Logistic, Pairs, calibrated_nll, held_out, nll, person_keys, pooled_chosen, sigmoid
 from methods.catalog.lore import share_of_person, softmax
 from methods.interface import Array, Budget, MethodSpec, World
+from methods.limits import ABOVE, INSIDE, SHARE, Limits, must_hold, number, one_of, whole
 from methods.linear_factors import LinearFactors, scattered
 from methods.registry import register
 
@@ -63,6 +63,7 @@ class MRM(LinearFactors):
         "rank": (2, 5, 10),
         "query_share": (0.5, 0.8),
     }
+    chooses = "the ridge of the pooled start among 8, and how many steps are made, by validation NLL"
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class MRM(LinearFactors):
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Meta-learn V and w_0."""
-        self._check()
+        must_hold(self, self.limits())
         pairs, users = self.begin(world, train)
         val = held_out(val, users)
         theta, _ = pooled_chosen(pairs, val)
@@ -147,19 +148,20 @@ class MRM(LinearFactors):
         slope = _through(mixture, _sums(user, residual[:, None] * design, len(problem.offsets) - 1))
         return start - self.inner_rate * inner_step(slope, self.inner)[0]
 
-    def _check(self) -> None:
-        for name, holds, allowed in (
-            ("rank", self.rank >= 1, "integers from 1"),
-            ("inner", self.inner in INNER, " or ".join(INNER)),
-            ("inner_rate", self.inner_rate >= 0, "numbers from 0; 0 is one model for everybody"),
-            ("steps", self.steps >= 0, "integers from 0"),
-            ("tasks", self.tasks >= 1, "integers from 1"),
-            ("query_share", 0 < self.query_share < 1, "numbers between 0 and 1"),
-            ("quantile", 0 <= self.quantile <= 1, "numbers from 0 to 1"),
-            ("tail", self.tail > 0, "numbers above 0; a large one weighs people alike"),
-        ):
-            if not holds:
-                raise RequestError(f"mrm: {name}={getattr(self, name)!r}; allowed: {allowed}")
+    def limits(self) -> Limits:
+        """Return by option what is allowed; an inner_rate of 0 is one model for everybody."""
+        return {
+            "rank": whole(),
+            "inner": one_of(*INNER),
+            "inner_rate": number(),
+            "outer_rate": ABOVE,
+            "steps": whole(0),
+            "tasks": whole(),
+            "query_share": INSIDE,
+            "quantile": SHARE,
+            "tail": ABOVE,
+            "spread": number(),
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datasets_registry.protocol import generator
 from datasets_registry.records import Comparisons, Float32, Float64
-from methods.bradley_terry import Pairs, nll
+from methods.bradley_terry import Pairs, nll, some_people
 from methods.catalog.per_user_bt import PerUserBT
 from methods.interface import Array, Budget, Histories, LinearMethod, MethodSpec, UserState, World, stack, unstack
+from methods.limits import Limits, must_hold, whole
 from methods.registry import register
 
 
@@ -31,14 +31,16 @@ class NearestUser(LinearMethod):
         adaptation="closed-form",
         citation="control: k nearest neighbours by likelihood",
         equation="theta_u = sum_v softmax_v(log P(history_u | theta_v)) theta_v over the k likeliest v; theta_v [d]",
-        shared_parameters="d + n_seen d",
+        shared_parameters="d + n d, n = min(people, number of seen)",
         per_user_parameters="d",
         cold_start="theta_pooled",
         deviations=(
             "a seen person's own row is left out, or it would find itself and become per-user-bt; "
-            "at most `people` rows are kept, drawn by the seed, so that cost stays linear in the number of people"
+            "at most `people` rows are kept, drawn by what people compared, so that cost stays linear in their number"
         ),
+        version="2",
     )
+    chooses = PerUserBT.chooses
 
     def __init__(self, *, k: int = 32, people: int = 2000) -> None:
         self.k = k
@@ -46,12 +48,12 @@ class NearestUser(LinearMethod):
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Keep the weights of seen people."""
+        must_hold(self, self.limits())
         self.world = world
         each = PerUserBT()
         each.fit(train, val, world, budget)
         users = np.unique(train.user)
-        if len(users) > self.people:
-            users = np.sort(generator("people", budget.seed).permutation(users)[: self.people])
+        users = users[some_people(Histories.group(train, users), self.people, "nearest-user", budget.seed)]
         self.scale_ = each.scale_
         self.pooled_ = each.theta_ * each.scale_
         self.neighbours_ = users.astype(np.int64)
@@ -71,6 +73,15 @@ class NearestUser(LinearMethod):
         p /= np.maximum(p.sum(1, keepdims=True), 1e-300)
         theta = np.where(known[:, None], np.einsum("uk,ukd->ud", p, self.table_[near]), self.pooled_)
         return unstack(theta=theta.astype(np.float32))
+
+    @property
+    def n_trained(self) -> int:
+        """Return the number of shared parameters: theta_pooled, and everybody's weights that are kept."""
+        return self.pooled_.size + self.table_.size
+
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        return {"k": whole(), "people": whole()}
 
     def weights(self, states: Sequence[UserState]) -> Float32:
         """Return theta_u, float32 [n_states, d]."""

@@ -12,6 +12,7 @@ import numpy as np
 from datasets_registry.records import Comparisons, Float32, Float64
 from methods.bradley_terry import STRENGTHS, Logistic, Pairs, calibrated_nll, held_out, pooled_chosen
 from methods.interface import Budget, Histories, LinearMethod, MethodSpec, UserState, World, stack, unstack
+from methods.limits import ABOVE, Limits, must_hold, or_none
 from methods.registry import register
 
 
@@ -32,13 +33,16 @@ class PerUserBT(LinearMethod):
         deviations=(
             "penalties act on standardised differences, their strengths chosen on macro validation NLL (not accuracy)"
         ),
+        version="2",
     )
+    chooses = "the pooled ridge among 8, and lambda among 8, by validation NLL"
 
     def __init__(self, *, shrinkage: float | None = None) -> None:
         self.shrinkage = shrinkage
 
     def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
         """Learn the pooled weights, and how close to them people are."""
+        must_hold(self, self.limits())
         self.world = world
         pairs, users = Pairs.of_seen(world, train)
         self.scale_ = pairs.scale
@@ -50,6 +54,15 @@ class PerUserBT(LinearMethod):
         """Return theta_u on the raw features, from the history alone."""
         deviation = self._deviations(Pairs.of(self.world, Histories.of(history), self.scale_), self.shrinkage_)
         return unstack(theta=((self.theta_ + deviation) * self.scale_).astype(np.float32))
+
+    @property
+    def n_trained(self) -> int:
+        """Return the number of shared parameters: theta_pooled."""
+        return self.theta_.size
+
+    def limits(self) -> Limits:
+        """Return by option what is allowed."""
+        return {"shrinkage": or_none(ABOVE, ", to choose it on validation")}
 
     def weights(self, states: Sequence[UserState]) -> Float32:
         """Return theta_u, float32 [n_states, d]."""

@@ -8,6 +8,7 @@ target is in its own context, contexts of every size occur, the empty one too, a
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets_registry.records import Comparisons
+from methods.interface import Budget, Histories, World
 from methods.limits import Limits, whole
 from methods.neural.method import NeuralMethod
 
@@ -71,15 +73,27 @@ class Contexts:
 class ContextMethod(NeuralMethod):
     """`context`: the most comparisons that are read of a person, the newest ones.
 
+    The population's reward is learned first and contexts long after, with nothing gained between, so nothing ends
+    training early. Where no seen person has two units every context is empty in training; none is read then.
     A preset gives `answered` and `adapt`.
     """
 
     context: int = 8
-    patience: int = 20
+    patience: float = 1.0
 
     @abstractmethod
     def answered(self, net: nn.Module, rows: Rows, contexts: Contexts, asked: Tensor) -> Tensor:
         """Return the loss of each comparison, [n], `asked` int64 [n] being the context that it is asked under."""
+
+    def fit(self, train: Comparisons, val: Comparisons, world: World, budget: Budget) -> None:
+        """Train the network on seen people."""
+        units = np.unique(np.stack([train.user, train.unit]).astype(np.int64), axis=1)
+        self.reads_ = len(np.unique(units[0])) < units.shape[1]
+        super().fit(train, val, world, budget)
+
+    def heard(self, history: Sequence[Comparisons]) -> Histories:
+        """Return what is read of each history: the newest `context` comparisons, none if contexts were not trained."""
+        return Histories.of(history).newest(self.context if self.reads_ else 0)
 
     def batched(self, table: Comparisons) -> Comparisons:
         """Return the table with everything that a person said as one group: batches are of whole people."""

@@ -55,10 +55,13 @@ class DistributionalReward(NeuralMethod):
         """Return the q-quantile of each distribution, [n]."""
 
     def network(self, d: int, n_people: int) -> nn.Module:
-        """Return d -> width -> m."""
+        """Return d -> width -> m; every item's distribution is the same at first."""
         from torch import nn
 
-        return nn.Sequential(nn.Linear(d, self.width), nn.GELU(), nn.Linear(self.width, self.outputs()))
+        last = nn.Linear(self.width, self.outputs())
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        return nn.Sequential(nn.Linear(d, self.width), nn.GELU(), last)
 
     def loss(self, net: nn.Module, rows: Rows) -> Tensor:
         """Return the negative log-likelihood of each comparison's soft label, [n]."""

@@ -63,6 +63,8 @@ class ExpertReward(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList([ExpertLinear(d, width, mixture), ExpertLinear(width, width, mixture)])
         self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)  # an untrained network holds no opinion
+        nn.init.zeros_(self.head.bias)
 
     def shares(self, codes: Tensor) -> list[Tensor]:
         """Return every layer's shares of its adapters, [n, 1 + E] each."""

@@ -84,7 +84,8 @@ class IdealPoints(NeuralMethod):
         """Return w_u: seen people's as trained, new people's fitted; the mean seen mixture for an empty history."""
         net, histories, rows = self.ready(), Histories.of(history), np.asarray(users, np.int64)
         own = self.seen_logits(net).detach()
-        empty = own.softmax(1).mean(0).log().cpu().numpy()
+        mean = own.softmax(1).mean(0) if len(own) else own.new_full((own.shape[1],), 1 / own.shape[1])
+        empty = mean.log().cpu().numpy()
         w = np.tile(empty, (len(rows), 1))
         place = places(self.users_, rows)
         seen = place >= 0

@@ -35,8 +35,9 @@ class NeuralMethod(Method):
     """A network on frozen features, trained by AdamW on everybody's comparisons.
 
     lr, weight_decay: AdamW's, the rate falling to zero by a cosine over `steps`, the most steps that are taken. batch:
-    about so many comparisons at once, those of one person and unit together. Validation is asked every `every` steps;
-    the parameters with the least macro NLL are kept, and after `patience` times without a better one training ends.
+    about so many comparisons at once, those of one person and unit together. Validation is asked every `every` steps,
+    and at a few of the first; the parameters with the least macro NLL are kept, and after `patience`, a share of
+    `steps`, without a better one training ends.
     """
 
     lr: float = 1e-3
@@ -44,7 +45,7 @@ class NeuralMethod(Method):
     steps: int = 400
     batch: int = 1024
     every: int = 20
-    patience: int = 5
+    patience: float = 0.25
 
     _device: str = field(init=False, default="cpu")
     _net: nn.Module | None = field(init=False, default=None)
@@ -168,8 +169,8 @@ class NeuralMethod(Method):
 
     def limits(self) -> Limits:
         """Return by option what is allowed."""
-        counts = {name: whole() for name in ("batch", "every", "patience")}
-        return {"lr": ABOVE, "weight_decay": number(), "steps": whole(0), **counts}
+        counts = {name: whole() for name in ("batch", "every")}
+        return {"lr": ABOVE, "weight_decay": number(), "patience": ABOVE, "steps": whole(0), **counts}
 
     def _scored(self, states: Sequence[UserState], users: Array, items: Array) -> Float32:
         import torch

@@ -53,7 +53,11 @@ class NeuralProcess(nn.Module):
         inside = [part for _ in range(3) for part in (nn.ReLU(), nn.Linear(width, width))]
         self.embed = nn.Sequential(nn.Linear(d + 1, width), *inside)
         self.layers = nn.ModuleList([ProcessLayer(width, heads, width) for _ in range(layers)])
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+        last = nn.Linear(width, 2)
+        # no mean differs at first, so that an untrained process holds no opinion
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
 
     def token(self, inputs: Tensor, answers: Tensor) -> Tensor:
         """Return the tokens [n, width] of inputs [n, d] and answers [n]; a target's answer is 0."""

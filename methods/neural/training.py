@@ -46,15 +46,31 @@ class Rows:
         return len(self.label)
 
 
+# a few hundred features and a few thousand pairs are learned, and then overfitted, within the first steps
+_EARLY = (1, 2, 3, 5, 8, 12, 16)
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """AdamW's rate (falling to zero by a cosine over `steps`) and decay, and when validation is asked."""
+    """AdamW's rate (falling to zero by a cosine over `steps`) and decay, and when validation is asked.
+
+    That is every `every` steps, at the end, and at a few of the first steps. patience: after so large a share of
+    `steps` without a better score training ends; 1 and more never end it.
+    """
 
     lr: float
     weight_decay: float
     steps: int
     every: int
-    patience: int
+    patience: float
+
+    def asks(self, step: int) -> bool:
+        """Return whether validation is asked after a step, the first being 1."""
+        return step in _EARLY or step % self.every == 0 or step == self.steps
+
+    def ends(self, step: int, best: int) -> bool:
+        """Return whether a step is the last one, the best having been `best`."""
+        return step - best >= self.patience * self.steps
 
 
 def train_network(
@@ -68,8 +84,8 @@ def train_network(
 ) -> int:
     """Train in place and return how many comparisons were learned from.
 
-    `loss(rows)` gives the loss of each of these rows of the table, [n]. `score` is asked at the start, every
-    `schedule.every` steps and at the end; the parameters with the least are put back. None keeps the last.
+    `loss(rows)` gives the loss of each of these rows of the table, [n]. `score` is asked at the start and when
+    `schedule` asks; the parameters with the least are put back. None keeps the last. An empty table teaches nothing.
     """
     moved = [p for p in net.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(moved, lr=schedule.lr, weight_decay=schedule.weight_decay)
@@ -78,7 +94,7 @@ def train_network(
     best = None if score is None else Best(net, score)
     if best is not None:
         best.ask()
-    learned = waited = 0
+    learned = latest = 0
     for step, (rows, _) in enumerate(batches.steps(schedule.steps), start=1):
         net.train()
         weight = torch.from_numpy(batches.table.weight[rows].astype(np.float32))
@@ -90,9 +106,9 @@ def train_network(
         falling.step()
         learned += len(rows)
         teller.step(step, lambda total=total: float(total.detach()))
-        if best is not None and (step % schedule.every == 0 or step == schedule.steps):
-            waited = 0 if best.ask() else waited + 1
-            if waited >= schedule.patience:
+        if best is not None and schedule.asks(step):
+            latest = step if best.ask() else latest
+            if schedule.ends(step, latest):
                 break
     if best is not None:
         best.put_back()

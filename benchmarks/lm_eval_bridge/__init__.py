@@ -1,0 +1,1 @@
+"""The bridge to lm-eval: our splits as its tasks, and our fitted methods as its models."""
