@@ -14,7 +14,7 @@ from leaderboard.submission import bundle
 METHOD = "shrunk"
 
 
-@dataclass
+@dataclass(repr=False)
 class Originals:
     """`files`: a valid results folder by name; `bundle`: a valid, smaller bundle; `labels` are kept between inputs."""
 
