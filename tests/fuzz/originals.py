@@ -1,7 +1,6 @@
 """Valid inputs to `verify` on tiny made people: a results folder, a bundle of it by file name, and its labels."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from board_fixtures import Bench, made, shrunk
@@ -14,17 +13,14 @@ from leaderboard.submission import bundle
 METHOD = "shrunk"
 
 
-@dataclass
 class Originals:
-    """`files`: a valid results folder by name; `bundle`: a valid, smaller bundle; `labels` are kept between inputs."""
+    """`files`: a valid results folder by name; `bundle`: a valid, smaller bundle; `labels` are kept between inputs.
 
-    bench: Bench
-    files: dict[str, bytes]
-    bundle: dict[str, bytes]
-    labels: Labels
+    No dataclass: what a property test tells of its arguments must be short, and of one it tells every field.
+    """
 
-    def __repr__(self):  # what a property test tells of its arguments must be short
-        return "originals"
+    def __init__(self, bench: Bench, files: dict[str, bytes], bundle: dict[str, bytes], labels: Labels):
+        self.bench, self.files, self.bundle, self.labels = bench, files, bundle, labels
 
     @property
     def records(self):
