@@ -51,8 +51,7 @@ def accept(bundle: Path, results: Path, labels: Labels | None = None) -> Accepta
     records = list(submitted.values())
     there = _standing_records(results)
     last = standing(entries, (records[0].method.name, records[0].method.dist))
-    refusals = [*_one_entrant(records), *_misplaced(records), *_replayed(records, there)]
-    refusals += _superseded(records, entries)
+    refusals = [*_replayed(records, there), *_superseded(records, entries)]
     if last is not None and last.version == records[0].method.version:
         refusals += _altered(bundle, records, results, there, labels)
     if refusals:
@@ -91,25 +90,6 @@ def _standing_records(results: Path) -> dict[Path, RunRecord]:
             out[path] = read_record(path)
         except DataError:
             continue  # the board names it
-    return out
-
-
-def _one_entrant(records: Sequence[RunRecord]) -> list[Refusal]:
-    """Refuse a bundle of several methods, distributions or versions: a line of the ledger is of one."""
-    found = sorted({f"{r.method.name} {r.method.version} of {r.method.dist}" for r in records})
-    if len(found) == 1:
-        return []
-    return [Refusal(MANIFEST, "method", ", ".join(found)[:300], "one method of one distribution in one version")]
-
-
-def _misplaced(records: Sequence[RunRecord]) -> list[Refusal]:
-    """Refuse margins that would not stand in the method's own place of a results folder."""
-    out: list[Refusal] = []
-    for record in records:
-        own = f"margins/{record.dataset.name}/{record.method.name}/"
-        for path in record.files:
-            if not path.startswith(own) or path.count("/") != 3 or not path.endswith(".parquet"):
-                out.append(Refusal(f"{record.key}.json", "margins.path", path, f"{own}NAME.parquet"))
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -159,12 +159,16 @@ def check_counts(manifest: Manifest, found: Sequence[tuple[str, RunRecord]], fil
         report(MANIFEST, "records", manifest.records, f"the number of its records, {files}")
     if len(records) < files:
         return
-    told = {
-        "commits": (manifest.commits, sorted({r.source.commit or "unknown" for r in records})),
-        "dirty": (manifest.dirty, any(r.source.dirty for r in records)),
-        "failed": (manifest.failed, sum(r.status != "ok" for r in records)),
-        "truncated": (manifest.truncated, sum(r.counts.truncated for r in records)),
-    }
-    for field, (said, counted) in told.items():
-        if said != counted:
+    for field, counted in counts_of(records).items():
+        if (said := getattr(manifest, field)) != counted:
             report(MANIFEST, field, said, f"what its records say, {counted}")
+
+
+def counts_of(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return what a manifest tells of its records besides their number, by its fields."""
+    return {
+        "commits": sorted({r.source.commit or "unknown" for r in records}),
+        "dirty": any(r.source.dirty for r in records),
+        "failed": sum(r.status != "ok" for r in records),
+        "truncated": sum(r.counts.truncated for r in records),
+    }

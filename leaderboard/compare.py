@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def compare(first: str, second: str, results: Path, labels: Labels | None = None
     gathered.located = [
         e for e in gathered.located if labelled(e.entrant) in (first, second) or e.entrant.method == POOLED
     ]
-    out = _differences(gathered, labels, labelled, first, lambda there: [second], told=True)[second]
+    out = _differences(gathered, labels, labelled, first, second)[second]
     if not out:
         raise RequestError(f"{first} and {second} have no setting and seeds in common; run both with one suite")
     return out
@@ -82,7 +81,7 @@ def against(first: str, results: Path, labels: Labels | None = None) -> dict[str
     labelled = labeller((e.entrant, e.record.method.config) for e in gathered.located)
     shown = headlines([e.setting for e in gathered.located])
     gathered.located = [e for e in gathered.located if e.setting in shown and e.entrant.control is None]
-    found = _differences(gathered, labels, labelled, first, lambda there: [k for k in there if k != first])
+    found = _differences(gathered, labels, labelled, first, None)
     return {name: rows for name, rows in sorted(found.items()) if rows}
 
 
@@ -91,13 +90,11 @@ def _differences(
     labels: Labels,
     labelled: Labeller,
     first: str,
-    others: Callable[[Iterable[str]], list[str]],
-    *,
-    told: bool = False,
+    second: str | None,
 ) -> dict[str, list[Difference]]:
-    """Return the differences of `first` to each of `others` of the columns of a setting, and per regime over all.
+    """Return the differences of `first` to `second` by setting, and per regime over all; None stands for every other.
 
-    `told`: what is left out is said on stderr.
+    What is left out of a comparison that was asked for by name is said on stderr.
     """
     shown = headlines([e.setting for e in gathered.located])
     out: dict[str, list[Difference]] = defaultdict(list)
@@ -108,28 +105,28 @@ def _differences(
         for k, column in enumerate(panel.columns):
             at[column.setting][labelled(column.entrant)] = k
         for setting, columns in at.items():
-            for second in others(columns):
-                if not {first, second} & set(columns):
+            for other in [name for name in columns if name != first] if second is None else [second]:
+                if not {first, other} & set(columns):
                     continue
-                if why := _incomparable(panel, columns, first, second):
-                    if told:
+                if why := _incomparable(panel, columns, first, other):
+                    if second is not None:
                         print(f"hetpref compare: left out {_title(setting)}: {why}", file=sys.stderr)
                     continue
-                a, b = columns[first], columns[second]
-                if told and (imputed := int(panel.imputed[:, [a, b]].sum())):
+                a, b = columns[first], columns[other]
+                if second is not None and (imputed := int(panel.imputed[:, [a, b]].sum())):
                     said = f"{imputed} cells failed, were skipped or are damaged and count as pooled Bradley-Terry"
                     print(f"hetpref compare: {_title(setting)}: {said}", file=sys.stderr)
                 apart = own[[a]] - own[[b]], drawn[[a]] - drawn[[b]], influence[:, [a]] - influence[:, [b]]
                 difference = estimated(panel, *apart)
                 value, draws = float(difference.value[0]), difference.widened(0)
                 seeds = int(panel.given[:, a].sum())
-                out[second].append(_difference(setting, setting.regime, value, draws, seeds))
+                out[other].append(_difference(setting, setting.regime, value, draws, seeds))
                 if setting in shown:
-                    means[second, setting.regime].append((value, draws, seeds))
-    for (second, regime), each in sorted(means.items(), key=lambda item: regime_order(item[0][1])):
+                    means[other, setting.regime].append((value, draws, seeds))
+    for (other, regime), each in sorted(means.items(), key=lambda item: regime_order(item[0][1])):
         mean = np.mean([d for _, d, _ in each], axis=0)
         value = float(np.mean([v for v, _, _ in each]))
-        out[second].append(_difference(None, regime, value, mean, min(s for _, _, s in each)))
+        out[other].append(_difference(None, regime, value, mean, min(s for _, _, s in each)))
     return out
 
 

@@ -14,6 +14,7 @@ from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, RequestError, unknown
 from datasets_registry.protocol import PROTOCOL
 from leaderboard.board import build_board
+from leaderboard.bundles import counts_of
 from leaderboard.compare import OVERALL, Difference, against
 from leaderboard.labels import Labels
 from leaderboard.records import RunRecord
@@ -115,10 +116,7 @@ def bundle(method: str, results: Path, out: Path) -> Path:
         write_atomically(out / name, raw)
     digests = {name: hashlib.sha256(raw).hexdigest() for name, raw in contents.items()}
     told = {"schema_version": 1, "protocol": PROTOCOL, "method": method, "records": len(records), "files": digests}
-    told |= {"commits": sorted({r.source.commit or "unknown" for _, r in records})}
-    told |= {"dirty": any(r.source.dirty for _, r in records)}
-    told |= {"failed": sum(r.status != "ok" for _, r in records)}
-    told |= {"truncated": sum(r.counts.truncated for _, r in records)}
+    told |= counts_of([record for _, record in records])
     write_atomically(out / MANIFEST, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
     return out
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from loopback_hub import Hub, running
 
 from datasets_registry.errors import DataError, RequestError
 from datasets_registry.hub import PARQUET, HubSource, hub_table
@@ -106,70 +104,16 @@ def test_the_pin_is_of_everything_that_is_checked():
     assert replace(SOURCE, columns=SOURCE.columns[::-1]).pin == SOURCE.pin
 
 
-class Hub(http.server.ThreadingHTTPServer):
-    """A loopback hub with one dataset at one revision: enough of the protocol for the real client."""
-
-    commit = "c" * 40
-    files: dict[str, bytes]
-    asked: list[str]
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.server.asked.append(path)
-        api, file = f"/api/datasets/{REPOSITORY}", f"/datasets/{REPOSITORY}/resolve/{self.server.commit}/"
-        headers = {"X-Repo-Commit": self.server.commit}
-        if path == f"{api}/revision/{PARQUET}":
-            siblings = [{"rfilename": name} for name in self.server.files]
-            raw = json.dumps({"id": REPOSITORY, "sha": self.server.commit, "siblings": siblings}).encode()
-        elif path.startswith(f"{api}/tree/{self.server.commit}"):
-            listed = [
-                {"type": "file", "path": name, "size": len(raw), "oid": f"{n:040d}"}
-                for n, (name, raw) in enumerate(self.server.files.items())
-            ]
-            raw = json.dumps(listed).encode()
-        elif path.removeprefix(file) in self.server.files:
-            raw = self.server.files[path.removeprefix(file)]
-            headers["ETag"] = f'"{len(raw)}-{path.rsplit("/", 1)[-1]}"'
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RevisionNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(200)
-        for name, value in (headers | {"Content-Length": str(len(raw))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(raw)
-
-    def log_message(self, format: str, *args: object) -> None:
-        return
-
-
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     pytest.importorskip("huggingface_hub")
-    with Hub(("127.0.0.1", 0), Handler) as running:
-        running.asked, running.files = [], {"README.md": b"# Opinions\n"}
-        for split, table in (("train/0000", TABLE.slice(0, 2)), ("train/0001", TABLE.slice(2)), ("test/0000", TABLE)):
-            pq.write_table(table, tmp_path / "file")
-            running.files[f"votes/{split}.parquet"] = (tmp_path / "file").read_bytes()
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    files = {"README.md": b"# Opinions\n"}
+    for split, table in (("train/0000", TABLE.slice(0, 2)), ("train/0001", TABLE.slice(2)), ("test/0000", TABLE)):
+        pq.write_table(table, tmp_path / "file")
+        files[f"votes/{split}.parquet"] = (tmp_path / "file").read_bytes()
+    with running() as hub:
+        hub.files[REPOSITORY, PARQUET] = files
+        yield hub
 
 
 def read_elsewhere(tmp_path: Path, hub: Hub, split: str = "train", offline: bool = False, **change: object) -> str:
@@ -196,10 +140,10 @@ def read_elsewhere(tmp_path: Path, hub: Hub, split: str = "train", offline: bool
 
 def test_the_client_downloads_a_split_once_and_no_other(hub: Hub, tmp_path: Path):
     assert json.loads(read_elsewhere(tmp_path, hub)) == wanted(TABLE)
-    downloaded = [path for path in hub.asked if "/resolve/" in path]
+    downloaded = hub.downloads()
     assert {path.rsplit("/", 2)[-2] for path in downloaded} == {"train"}
     assert json.loads(read_elsewhere(tmp_path, hub)) == wanted(TABLE)
-    assert [path for path in hub.asked if "/resolve/" in path] == downloaded
+    assert hub.downloads() == downloaded
     asked = len(hub.asked)
     assert json.loads(read_elsewhere(tmp_path, hub, offline=True)) == wanted(TABLE)
     told = read_elsewhere(tmp_path, hub, offline=True, split="test")

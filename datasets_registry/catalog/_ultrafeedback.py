@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets_registry.catalog._rated_aspects import aspect_pairs
 from datasets_registry.hub import HubSource, hub_table
-from datasets_registry.records import Float64
+from datasets_registry.records import Card, Float64
 from datasets_registry.registry import Pieces
 from datasets_registry.text_pairs import Texts
 
@@ -46,6 +46,24 @@ NOTES = (
     "is an instruction, and so is a cluster, whatever its case and blanks, over all six sources. With so few people, "
     "nobody is unseen in most folds, and intervals over people mean little."
 )
+
+
+def card(name: str, title: str, population: str, aspects: Sequence[str]) -> Card:
+    """Return the card of the dataset whose people are the given aspects."""
+    return Card(
+        name=name,
+        title=title,
+        population=population,
+        licence=LICENCE,
+        consent=CONSENT,
+        source=f"huggingface.co/datasets/{SOURCE.repository}",
+        revision=SOURCE.revision,
+        sha256=SOURCE.pin,
+        citation=CITATION,
+        encoder="minilm-l6@1",
+        notes=NOTES,
+        people=len(aspects),
+    )
 
 
 def pieces(aspects: Sequence[str]) -> Pieces:

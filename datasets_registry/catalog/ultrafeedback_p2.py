@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from datasets_registry.catalog import _ultrafeedback
-from datasets_registry.records import Card
 from datasets_registry.registry import Pieces, dataset
 
 PEOPLE = ("helpfulness", "honesty")
-CARD = Card(
+CARD = _ultrafeedback.card(
     name="ultrafeedback-p2@1",
     title="UltraFeedback, two aspects as people",
     population="2 simulated people, each an aspect of GPT-4's ratings: helpfulness and honesty",
-    licence=_ultrafeedback.LICENCE,
-    consent=_ultrafeedback.CONSENT,
-    source=f"huggingface.co/datasets/{_ultrafeedback.SOURCE.repository}",
-    revision=_ultrafeedback.SOURCE.revision,
-    sha256=_ultrafeedback.SOURCE.pin,
-    citation=_ultrafeedback.CITATION,
-    encoder="minilm-l6@1",
-    notes=_ultrafeedback.NOTES,
-    people=2,
+    aspects=PEOPLE,
 )
 
 

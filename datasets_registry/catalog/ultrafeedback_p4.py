@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from datasets_registry.catalog import _ultrafeedback
-from datasets_registry.records import Card
 from datasets_registry.registry import Pieces, dataset
 
 PEOPLE = _ultrafeedback.ASPECTS
-CARD = Card(
+CARD = _ultrafeedback.card(
     name="ultrafeedback-p4@1",
     title="UltraFeedback, four aspects as people",
     population="4 simulated people, each an aspect of GPT-4's ratings: helpfulness, honesty, instruction "
     "following and truthfulness",
-    licence=_ultrafeedback.LICENCE,
-    consent=_ultrafeedback.CONSENT,
-    source=f"huggingface.co/datasets/{_ultrafeedback.SOURCE.repository}",
-    revision=_ultrafeedback.SOURCE.revision,
-    sha256=_ultrafeedback.SOURCE.pin,
-    citation=_ultrafeedback.CITATION,
-    encoder="minilm-l6@1",
-    notes=_ultrafeedback.NOTES,
-    people=4,
+    aspects=PEOPLE,
 )
 
 
