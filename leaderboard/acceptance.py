@@ -19,8 +19,9 @@ from datasets_registry.errors import DataError, HetprefError, RequestError
 from leaderboard.agreement import ACCURACY, DECISIONS, compare_margins
 from leaderboard.labels import Labels
 from leaderboard.ledger import KEY, Submitted, Verified, append, margins_of, read_ledger, standing
+from leaderboard.plain_files import read_inside
 from leaderboard.records import RunRecord, canonical_sha256
-from leaderboard.store import ResultsFolder, read_record
+from leaderboard.store import MAX_MARGINS_BYTES, ResultsFolder, read_record
 from leaderboard.verify import MANIFEST, Refusal, verify
 
 
@@ -56,17 +57,17 @@ def accept(bundle: Path, results: Path, labels: Labels | None = None) -> Accepta
         refusals += _altered(bundle, records, results, there, labels)
     if refusals:
         return Acceptance(None, refusals)
-    contents = _contents(bundle, submitted)
+    named: dict[str, str] = json.loads((bundle / MANIFEST).read_bytes())["files"]
+    contents = _contents(bundle, submitted, named)
     _set_aside(results, there, records)
     _copy(contents, results)
-    entry = append(results, Submitted, _told(bundle, records, last))
+    entry = append(results, Submitted, _told(named, records, last))
     assert isinstance(entry, Submitted)
     return Acceptance(entry, [])
 
 
-def _told(bundle: Path, records: Sequence[RunRecord], last: Submitted | None) -> dict[str, Any]:
+def _told(named: dict[str, str], records: Sequence[RunRecord], last: Submitted | None) -> dict[str, Any]:
     method = records[0].method
-    named = json.loads((bundle / MANIFEST).read_bytes())["files"]
     return {
         "date": datetime.now(UTC).date(),
         "method": method.name,
@@ -180,18 +181,17 @@ def _set_aside(results: Path, there: dict[Path, RunRecord], records: Sequence[Ru
             path.replace(aside)
 
 
-def _contents(bundle: Path, submitted: dict[Path, RunRecord]) -> dict[str, bytes]:
-    """Return the files of a bundle by name, each as the manifest and the records name it; margins come first.
+def _contents(bundle: Path, submitted: dict[Path, RunRecord], named: dict[str, str]) -> dict[str, bytes]:
+    """Return the files of a bundle by name, each as the manifest (`named`) and the records have it; margins come first.
 
     Raises DataError where one has changed since it was verified.
     """
-    named = json.loads((bundle / MANIFEST).read_bytes())["files"]
     names: set[str] = set()
     for path, record in submitted.items():
         names.update([path.relative_to(bundle).as_posix(), *record.files])
     out: dict[str, bytes] = {}
     for name in sorted(names, key=lambda n: (n.startswith("records/"), n)):
-        out[name] = (bundle / name).read_bytes()
+        out[name] = read_inside(bundle, name, MAX_MARGINS_BYTES)
         if hashlib.sha256(out[name]).hexdigest() != named.get(name):
             raise DataError(f"{name} of {bundle} changed while it was read; nothing was written")
     return out

@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from datasets_registry.atomic_write import write_atomically
 from datasets_registry.errors import DataError, printable
 from leaderboard.agreement import GainAgreement, MarginAgreement
+from leaderboard.plain_files import UnfitFileError, read_plain
 from leaderboard.records import Count, Name, Part, RunRecord, Sha256, Text, canonical_sha256
 from leaderboard.rows import Badge, Row
 
@@ -88,10 +89,8 @@ def read_ledger(folder: Path) -> list[Submitted | Verified]:
     if not path.exists() and not path.is_symlink():
         return []
     try:
-        if path.is_symlink() or path.stat().st_size > MAX_LEDGER_BYTES:
-            raise DataError(f"{path} is a link, or of more than {MAX_LEDGER_BYTES} bytes; it is refused")
-        raw = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as why:
+        raw = read_plain(path, MAX_LEDGER_BYTES).decode()
+    except (UnfitFileError, UnicodeDecodeError) as why:
         raise DataError(f"{path} cannot be read: {printable(str(why))[:200]}. Restore it") from why
     out: list[Submitted | Verified] = []
     for number, line in enumerate(raw.splitlines(), start=1):
