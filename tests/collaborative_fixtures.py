@@ -3,21 +3,8 @@
 import numpy as np
 from scipy.special import expit
 
-from datasets_registry.records import Comparisons, Items
-from methods.conformance import BUDGET
-from methods.interface import Budget, Histories, World
-from methods.registry import create
-
-
-def fitted(name, stage, **config):
-    method = create(name, **config)
-    method.fit(stage.train, stage.val, stage.world, BUDGET)
-    return method
-
-
-def world_of(features, n_users):
-    blank = ("x",) * len(features)
-    return World("planted", Items(blank, blank), n_users, np.ascontiguousarray(features, np.float32))
+from datasets_registry.records import Comparisons
+from methods.interface import Budget, Histories
 
 
 def said(utility, each, draw, people=None):

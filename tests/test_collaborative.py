@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from collaborative_fixtures import accuracy, fitted, interval, oracle, said, served, table_of, world_of
+from collaborative_fixtures import accuracy, interval, oracle, said, served, table_of
+from planted_people import world_of
 from scipy.special import log_expit, softmax
+from stage_fixtures import fitted
 
 from datasets_registry.errors import RequestError, UnableError
 from datasets_registry.records import Comparisons

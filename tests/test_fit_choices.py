@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from planted_people import low_rank, planted, served
+from stage_fixtures import fitted
 
 import methods.catalog.gp_preference as gp
 import methods.joint_factors as joint
@@ -31,12 +32,6 @@ FEW = {
 @pytest.fixture
 def stage():
     return small_stage(create("pooled-bt").spec)
-
-
-def fitted(name, stage, **config):
-    method = create(name, **config)
-    method.fit(stage.train, stage.val, stage.world, BUDGET)
-    return method
 
 
 def test_who_is_drawn_hangs_on_what_they_compared_and_on_the_seed():

@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 from planted_people import interval, low_rank, oracles, per_person, planted, served, world_of
+from stage_fixtures import fitted
 
 from datasets_registry.errors import RequestError
 from datasets_registry.records import Comparisons
@@ -30,12 +31,6 @@ SMALL = {
 @pytest.fixture
 def stage():
     return small_stage(create("rfm").spec)
-
-
-def fitted(name, stage, **config):
-    method = create(name, **config)
-    method.fit(stage.train, stage.val, stage.world, BUDGET)
-    return method
 
 
 def adapted(method, stage):

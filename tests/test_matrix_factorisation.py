@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from collaborative_fixtures import fitted, interval, oracle, said, served, table_of, world_of
+from collaborative_fixtures import interval, oracle, said, served, table_of
+from planted_people import world_of
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+from stage_fixtures import fitted
 
 from datasets_registry.errors import RequestError, UnableError
 from datasets_registry.records import Comparisons

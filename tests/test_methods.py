@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from small_configs import SMALL
+from stage_fixtures import fitted
 
 from datasets_registry.errors import MethodError
 from datasets_registry.records import Comparisons, Items
@@ -40,12 +41,6 @@ def accuracy(method, world, train, val, query):
     states = method.adapt(people.tolist(), Histories.group(train, people), Budget())
     right = (method.margins(states, query.hidden()) > 0) == (query.label > 0.5)
     return float(right.mean())
-
-
-def fitted(name, stage, **config):
-    method = create(name, **config)
-    method.fit(stage.train, stage.val, stage.world, BUDGET)
-    return method
 
 
 def weights(method, stage):
