@@ -10,6 +10,21 @@ import zipfile
 
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_margins, signed
 
+# Names of members that would leave the folder, or that no system takes for what they are.
+UNSAFE_NAMES = (
+    "../x.txt",
+    "/x.txt",
+    "C:/x.txt",
+    "a\\b.txt",
+    "..\\x.txt",
+    "a//b.txt",
+    "./a.txt",
+    "a/../b.txt",
+    "é.txt",
+    ".x",
+    "a\nb",
+)
+
 
 def resigned(files, *, counts):
     """Write the digests of all files into the manifest and, with `counts`, what the records say."""
@@ -129,19 +144,7 @@ def mutate_zip(rng, files, others):
         return zipped(mutate_files(rng, files, others), top=rng.choice(("", "", "my-method/")))
     name = rng.choice(sorted(files))
     if kind == 3:
-        bad = (
-            "../x.txt",
-            "/x.txt",
-            "C:/x.txt",
-            "a\\b.txt",
-            "..\\x.txt",
-            "a//b.txt",
-            "./a.txt",
-            "a/../b.txt",
-            "é.txt",
-            ".x",
-        )
-        return zipped({**files, rng.choice(bad): b"x"})
+        return zipped({**files, rng.choice(UNSAFE_NAMES): b"x"})
     if kind == 4:
         mode = rng.choice((stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK, stat.S_IFDIR, stat.S_IFREG, 0))
         return zipped(files, patch=lambda i: setattr(i, "external_attr", mode << 16) if i.filename == name else None)
